@@ -1,0 +1,311 @@
+"""The tests of CPython that are not run on rondel's loop, each with the reason.
+
+Nothing is excluded because it fails: the kinds below are all there is, and `run.py --run-excluded`
+runs the excluded tests as well and lists those that pass. An entry that matches no test of the
+running Python is reported as stale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import sys
+from typing import Literal
+
+#: white-box   asserts on, calls or replaces private parts of asyncio's own loop classes, or mocks a
+#:             function that asyncio's implementation happens to call
+#: twin        the same tests as another class that is run, with something chosen that only asyncio
+#:             has: its selector, its child watcher
+#: later       uses methods of the loop that rondel does not have yet
+Kind = Literal["white-box", "twin", "later"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclusion:
+    """Tests of one module that are not run."""
+
+    module: str
+    kind: Kind
+    reason: str
+    tests: tuple[str, ...]  # patterns for Class.test_method, as fnmatch takes them
+    since: int = 11  # the first and the last minor version of Python 3 that this is for
+    until: int = 99
+
+    def matching(self, name: str) -> set[str]:
+        """The patterns that match the test `name`."""
+        return {pattern for pattern in self.tests if fnmatch.fnmatchcase(name, pattern)}
+
+
+def names(prefix: str, methods: str) -> tuple[str, ...]:
+    """Patterns from the part of the name that they share and the rest of each, blanks between."""
+    return tuple(prefix + method for method in methods.split())
+
+
+QUEUE = "reads or fills BaseEventLoop's private queues, or calls its private _run_once()"
+SOCKET_MODULE = (
+    "puts a mock in the place of asyncio's socket module, and asserts on the calls to it or on "
+    "what they cause; a loop that makes its sockets elsewhere really connects"
+)
+SELECTOR = "the same tests with another selector of asyncio's; rondel has one poller"
+WATCHER = "the same tests with another of asyncio's child watchers (gone in 3.14)"
+
+TABLE: tuple[Exclusion, ...] = (
+    # ---- white-box
+    Exclusion(
+        "test_base_events",
+        "white-box",
+        QUEUE,
+        names(
+            "BaseEventLoopTests.test_",
+            "_add_callback_handle _add_callback_cancelled_handle _run_once "
+            "_run_once_schedule_handle _run_once_cancelled_event_cleanup call_soon call_later "
+            "set_exc_handler_custom set_exc_handler_broken default_exc_handler_broken",
+        ),
+    ),
+    Exclusion(
+        "test_base_events",
+        "white-box",
+        "the mock that it puts in the place of the loop's selector makes the events, or is asked "
+        "for its calls",
+        names(
+            "BaseEventLoopTests.test_",
+            "run_forever_pre_stopped single_selecter_event_callback_after_stopping",
+        ),
+    ),
+    Exclusion(
+        "test_base_events",
+        "white-box",
+        "asserts that BaseEventLoop's private methods raise NotImplementedError, or drives the "
+        "loop by its private _run_forever_setup()",
+        ("BaseEventLoopTests.test_not_implemented",),
+    ),
+    Exclusion(
+        "test_base_events",
+        "white-box",
+        "drives the loop by BaseEventLoop's private _run_forever_setup() and _run_once()",
+        ("BaseEventLoopTests.test_custom_run_forever_integration",),
+        since=13,
+    ),
+    Exclusion(
+        "test_base_events",
+        "white-box",
+        SOCKET_MODULE,
+        names(
+            "BaseEventLoopWithSelectorTests.test_create_",
+            "connection_multiple_errors connection_multiple_errors_local_addr connection_timeout "
+            "connection_ip_addr connection_no_inet_pton connection_ipv6_scope "
+            "connection_service_name connection_bluetooth server_nosoreuseport "
+            "server_soreuseport_only_defined server_cant_bind datagram_endpoint_no_addrinfo "
+            "datagram_endpoint_socket_err datagram_endpoint_setblk_err "
+            "datagram_endpoint_cant_bind datagram_endpoint_nosoreuseport "
+            "datagram_endpoint_ip_addr",
+        ),
+    ),
+    Exclusion(
+        "test_base_events",
+        "white-box",
+        "replaces socket.getnameinfo, which asyncio calls, by a function that takes any address",
+        ("BaseEventLoopWithSelectorTests.test_getnameinfo",),
+    ),
+    Exclusion(
+        "test_base_events",
+        "white-box",
+        "calls or replaces private methods of asyncio's selector loop (_accept_connection, "
+        "_make_ssl_transport)",
+        (
+            "BaseEventLoopWithSelectorTests.test_accept_connection_*",
+            "BaseEventLoopWithSelectorTests.test_create_connection_ssl_server_hostname_default",
+        ),
+    ),
+    Exclusion(
+        "test_base_events",
+        "white-box",
+        "asserts that asyncio's portable base class has no native sendfile",
+        (
+            "BaseLoopSockSendfileTests.test__sock_sendfile_native_failure",
+            "BaseLoopSockSendfileTests.test_sock_sendfile_no_fallback",
+        ),
+    ),
+    Exclusion(
+        "test_events",
+        "white-box",
+        "replaces asyncio's socket module by a mock and the private _start_serving() and "
+        "_stop_serving() as well",
+        (
+            "*EventLoopTests.test_create_server_multiple_hosts_ipv4",
+            "*EventLoopTests.test_create_server_multiple_hosts_ipv6",
+        ),
+    ),
+    Exclusion(
+        "test_events",
+        "white-box",
+        "asserts on private attributes of asyncio's selector loop (_internal_fds, _csock) or "
+        "calls its private methods (_stop_serving, _run_once)",
+        names("*EventLoopTests.test_", "internal_fds prompt_cancellation timeout_rounding"),
+    ),
+    Exclusion(
+        "test_events",
+        "white-box",
+        "replaces asyncio's C function that tells the running loop by the one in Python, each with "
+        "a store of its own, and asserts that the loop calls what has been put there",
+        ("TestPyGetEventLoop.test_get_event_loop_returns_running_loop*",),
+    ),
+    Exclusion(
+        "test_tasks",
+        "white-box",
+        QUEUE,
+        ("*Test*.test_log_destroyed_pending_task",),
+        until=13,
+    ),
+    Exclusion(
+        "test_tasks",
+        "white-box",
+        "patches a method of the class BaseEventLoop and asserts on the loop's having it",
+        ("CoroutineGatherTests.test_issue46672",),
+    ),
+    Exclusion(
+        "test_sendfile",
+        "white-box",
+        "replaces the loop's private _sendfile_native() by BaseEventLoop's",
+        names(
+            "*EventLoopTests.test_sendfile_",
+            "force_fallback force_unsupported_native "
+            "fallback_close_peer_in_the_middle_of_receiving",
+        ),
+    ),
+    Exclusion(
+        "test_unix_events",
+        "white-box",
+        "puts mocks in the place of asyncio's signal module, or uses the private _signal_handlers",
+        ("SelectorEventLoopSignalTests.*",),
+    ),
+    Exclusion(
+        "test_unix_events",
+        "white-box",
+        SOCKET_MODULE,
+        ("SelectorEventLoopUnixSocketTests.test_create_unix_server_bind_error",),
+    ),
+    Exclusion(
+        "test_unix_events",
+        "white-box",
+        "calls the private _sock_sendfile_native() and _sock_sendfile_native_impl() of asyncio's "
+        "loop",
+        ("SelectorEventLoopUnixSockSendfileTests.*",),
+    ),
+    Exclusion(
+        "test_unix_events",
+        "white-box",
+        "makes asyncio's private pipe transports over mocks, on a mock loop",
+        ("UnixReadPipeTransportTests.*", "UnixWritePipeTransportTests.*"),
+    ),
+    Exclusion(
+        "test_subprocess",
+        "white-box",
+        "makes asyncio's private BaseSubprocessTransport over mocks",
+        ("SubprocessTransportTests.*",),
+    ),
+    Exclusion(
+        "test_subprocess",
+        "white-box",
+        "asserts that the loop asks the policy's child watcher, deprecated in 3.12, gone in 3.14",
+        ("GenericWatcherTests.*",),
+        since=12,
+        until=13,
+    ),
+    # ---- twins
+    Exclusion(
+        "test_events",
+        "twin",
+        SELECTOR,
+        ("PollEventLoopTests.*", "SelectEventLoopTests.*"),
+    ),
+    Exclusion(
+        "test_sendfile",
+        "twin",
+        SELECTOR,
+        ("PollEventLoopTests.*", "SelectEventLoopTests.*"),
+    ),
+    Exclusion(
+        "test_sock_lowlevel",
+        "twin",
+        SELECTOR,
+        ("PollEventLoopTests.*", "SelectEventLoopTests.*"),
+    ),
+    Exclusion(
+        "test_subprocess",
+        "twin",
+        WATCHER,
+        names("Subprocess", "SafeWatcherTests.* FastWatcherTests.* PidfdWatcherTests.*"),
+        until=13,
+    ),
+    # ---- later
+    Exclusion(
+        "test_base_events",
+        "later",
+        "UDP",
+        ("BaseEventLoopWithSelectorTests.test_create_datagram_endpoint_*",),
+    ),
+    Exclusion(
+        "test_base_events",
+        "later",
+        "TLS",
+        ("BaseEventLoopWithSelectorTests.test_create_connection_ssl_server_hostname_errors",),
+    ),
+    Exclusion(
+        "test_base_events",
+        "later",
+        "subprocesses",
+        ("BaseEventLoopTests.test_subprocess_*",),
+    ),
+    Exclusion("test_base_events", "later", "sendfile", ("BaseLoopSockSendfileTests.*",)),
+    Exclusion(
+        "test_events",
+        "later",
+        "TLS, Unix sockets, UDP, pipes, subprocesses, connect_accepted_socket",
+        (
+            "EPollEventLoopTests.test_*ssl*",
+            "EPollEventLoopTests.test_*unix*",
+            "EPollEventLoopTests.test_*datagram*",
+            "EPollEventLoopTests.test_*pipe*",
+            "EPollEventLoopTests.test_*pty*",
+            "EPollEventLoopTests.test_subprocess_*",
+            "EPollEventLoopTests.test_connect_accepted_socket*",
+        ),
+    ),
+    Exclusion(
+        "test_events",
+        "later",
+        "pipes",
+        (
+            "EPollEventLoopTests.test_write_named_fifo_unread_data",
+            "UnixPipeObjectSupportTests.*",
+        ),
+        since=14,
+    ),
+    Exclusion("test_sendfile", "later", "sendfile", ("EPollEventLoopTests.*",)),
+    Exclusion("test_server", "later", "Unix sockets", ("*unix*",)),
+    Exclusion("test_ssl", "later", "TLS", ("TestSSL.*",)),
+    Exclusion("test_sslproto", "later", "TLS", ("SelectorStartTLSTests.*",)),
+    Exclusion(
+        "test_streams",
+        "later",
+        "TLS, Unix sockets, pipes",
+        ("StreamTests.test_*unix*", "StreamTests.test_*ssl*", "StreamTests.test_*tls*"),
+    ),
+    Exclusion("test_subprocess", "later", "subprocesses", ("Subprocess*.*",)),
+    Exclusion(
+        "test_unix_events",
+        "later",
+        "Unix sockets",
+        ("SelectorEventLoopUnixSocketTests.*",),
+    ),
+)
+
+
+def for_module(module: str, loop: str) -> list[Exclusion]:
+    """What is excluded of `module` on this Python; asyncio's own loop runs everything."""
+    if loop != "rondel":
+        return []
+    short = module.rpartition(".")[2]
+    minor = sys.version_info.minor
+    return [e for e in TABLE if e.module == short and e.since <= minor <= e.until]

@@ -1,0 +1,131 @@
+"""Puts rondel's loop where CPython's own test classes look for asyncio's.
+
+The tests make their loops in four ways, and each leads to one of the names replaced here:
+
+* `asyncio.new_event_loop()`, `asyncio.run()`, `asyncio.Runner()`, `IsolatedAsyncioTestCase` and the
+  policies all end in `_loop_factory` of the default policy;
+* `asyncio.SelectorEventLoop(selector)` and `asyncio.EventLoop()`, in the `create_event_loop`
+  methods of the functional tests;
+* `BaseEventLoop()`, or a subclass of it, with its selector mocked away, where a test only wants
+  some loop that has nothing to poll;
+* `new_test_loop()` of `test.test_asyncio.utils`, a loop whose clock a generator may drive. Without
+  a generator any loop will do; with one the test is about that clock, and is left out.
+
+Nothing of rondel is changed: the tests get instances of `rondel.Loop` itself, not of a subclass,
+since a subclass may take other paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import asyncio.base_events
+import asyncio.selector_events
+import asyncio.unix_events
+import importlib
+import types
+import unittest
+from typing import Any
+
+HAND_DRIVEN_CLOCK = "the test drives the clock of test_utils.TestLoop by hand"
+LOOP_CLASSES = {
+    "EventLoop",
+    "SelectorEventLoop",
+    "_UnixSelectorEventLoop",
+    "BaseSelectorEventLoop",
+    "BaseEventLoop",
+}
+
+
+class Created:
+    """Loops created so far in this process, by whose they are."""
+
+    ours = 0
+    stock = 0
+
+
+class _StandInType(type):
+    """The type of a class that is called for a loop, and asked whether something is a loop."""
+
+    loop_class: type[Any]
+
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> type[Any]:
+        for base in bases:
+            if isinstance(base, _StandInType):  # a test derives a class from asyncio's loop
+                return type(name, (_Counted, base.loop_class), namespace)
+        return super().__new__(cls, name, bases, namespace)
+
+    def __call__(cls, selector: object = None) -> Any:
+        # The selector is asyncio's way of choosing between epoll, poll and select; rondel has its
+        # own poller. The classes of tests that differ by it only are excluded as twins.
+        Created.ours += 1
+        return cls.loop_class()
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.loop_class)
+
+
+class _Counted:
+    def __init__(self) -> None:
+        Created.ours += 1
+        super().__init__()
+
+
+def _count_stock_loops() -> None:
+    base: Any = asyncio.base_events.BaseEventLoop
+    init = base.__init__
+
+    def counting_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        Created.stock += 1
+        init(self, *args, **kwargs)
+
+    base.__init__ = counting_init
+
+
+def _replace_test_loop(stand_in: Any) -> None:
+    utils: Any = importlib.import_module("test.test_asyncio.utils")
+
+    def new_test_loop(self: Any, gen: object = None) -> Any:
+        if gen is not None:
+            raise unittest.SkipTest(HAND_DRIVEN_CLOCK)
+        loop = stand_in()
+        self.set_event_loop(loop)
+        return loop
+
+    utils.TestCase.new_test_loop = new_test_loop
+
+
+def install(loop_class: type) -> None:
+    """Makes every way above give a `loop_class()`. To be called before a test module is imported.
+
+    `loop_class` is called without arguments.
+    """
+    _count_stock_loops()
+    stand_in: Any = _StandInType("EventLoop", (), {"loop_class": loop_class})
+    # This imports the tests' own mock loop. It is a subclass of BaseEventLoop, as asyncio's loops
+    # are, so it has to be there before that name is replaced.
+    _replace_test_loop(stand_in)
+
+    unix_events: Any = asyncio.unix_events
+    policy = getattr(unix_events, "_UnixDefaultEventLoopPolicy", None) or (
+        unix_events._DefaultEventLoopPolicy  # since 3.14
+    )
+    policy._loop_factory = stand_in
+    modules = (asyncio, unix_events, asyncio.base_events, asyncio.selector_events)
+    for module in modules:
+        for name in LOOP_CLASSES & vars(module).keys():
+            setattr(module, name, stand_in)
+
+
+def adapt(test_module: types.ModuleType) -> None:
+    """Replaces helpers of a test module that look into asyncio's queue of ready callbacks."""
+    gather_tests: Any = getattr(test_module, "GatherTestsBase", None)
+    if gather_tests is not None:
+        utils: Any = importlib.import_module("test.test_asyncio.utils")
+
+        def run_loop(self: Any, loop: Any) -> None:
+            # The original goes on until the queue is empty. A chain of gathered coroutines is
+            # a few turns long, and a turn more does no harm.
+            for _ in range(10):
+                utils.run_briefly(loop)
+
+        gather_tests._run_loop = run_loop

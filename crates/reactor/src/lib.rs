@@ -1,0 +1,21 @@
+//! rondel's engine without Python: what an event loop needs to wait, to know what became ready, and
+//! to keep time.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`poller`] | one epoll (kqueue) instance on mio, with edge- and level-triggered sources and a wake-up |
+//! | [`slab`] | sources by index and generation, so that a late event cannot reach a successor |
+//! | [`timers`] | a heap on (deadline, sequence): equal deadlines are FIFO |
+//! | [`clock`] | nanoseconds of `CLOCK_MONOTONIC`, the clock of `time.monotonic()` |
+//! | [`write_queue`] | chunks waiting to be sent, gathered into one `writev` |
+//! | [`net`] | non-blocking socket calls on raw descriptors |
+//!
+//! Nothing here is thread-safe unless it says so: an engine belongs to the thread of its loop.
+//! [`poller::Waker`] is the one part that other threads use.
+
+pub mod clock;
+pub mod net;
+pub mod poller;
+pub mod slab;
+pub mod timers;
+pub mod write_queue;

@@ -1,0 +1,178 @@
+//! Chunks that wait to be sent.
+//!
+//! The queue owns its chunks, whatever they are, and sends as many as one system call takes. It
+//! counts bytes, so that flow control is a comparison.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
+
+use crate::net;
+
+/// Pieces handed to one `writev`; more gain nothing (the kernel's own limit is 1,024).
+const MAX_PIECES: usize = 64;
+
+/// A queue of chunks with its size in bytes.
+#[derive(Debug)]
+pub struct WriteQueue<C> {
+    chunks: VecDeque<C>,
+    /// How much of the first chunk is sent already.
+    sent: usize,
+    bytes: usize,
+}
+
+impl<C> Default for WriteQueue<C> {
+    fn default() -> Self {
+        WriteQueue { chunks: VecDeque::new(), sent: 0, bytes: 0 }
+    }
+}
+
+impl<C: AsRef<[u8]>> WriteQueue<C> {
+    /// Bytes that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Appends a chunk of which the first `sent` bytes are on their way already (only possible while
+    /// nothing else waits). An empty remainder is not queued.
+    pub fn push(&mut self, chunk: C, sent: usize) {
+        let length = chunk.as_ref().len();
+        debug_assert!(sent == 0 || self.is_empty());
+        if sent >= length {
+            return;
+        }
+        if self.chunks.is_empty() {
+            self.sent = sent;
+        }
+        self.bytes += length - sent;
+        self.chunks.push_back(chunk);
+    }
+
+    /// Takes all chunks out, for the caller to drop once it no longer borrows the queue.
+    pub fn take(&mut self) -> VecDeque<C> {
+        self.sent = 0;
+        self.bytes = 0;
+        std::mem::take(&mut self.chunks)
+    }
+
+    /// Sends until the queue is empty or the socket is full. Chunks that are done go to `done`, for
+    /// the caller to drop once it no longer borrows the queue.
+    ///
+    /// # Errors
+    /// The operating system's, except that "would block" is no error: the rest stays queued.
+    pub fn flush(&mut self, fd: RawFd, done: &mut Vec<C>) -> io::Result<()> {
+        while self.bytes > 0 {
+            let taken = match self.send_some(fd) {
+                Ok(taken) => taken,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            if self.advance(taken, done) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn send_some(&self, fd: RawFd) -> io::Result<usize> {
+        if self.chunks.len() == 1 {
+            return net::send(fd, &self.chunks[0].as_ref()[self.sent..]);
+        }
+        let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
+        let mut count = 0;
+        for (piece, chunk) in pieces.iter_mut().zip(&self.chunks) {
+            let from = if count == 0 { self.sent } else { 0 };
+            *piece = IoSlice::new(&chunk.as_ref()[from..]);
+            count += 1;
+        }
+        net::send_vectored(fd, &pieces[..count])
+    }
+
+    /// Forgets `taken` bytes; true when that ended inside a chunk, so the socket is full.
+    fn advance(&mut self, mut taken: usize, done: &mut Vec<C>) -> bool {
+        self.bytes -= taken;
+        while let Some(chunk) = self.chunks.front() {
+            let left = chunk.as_ref().len() - self.sent;
+            if taken < left {
+                self.sent += taken;
+                return true;
+            }
+            taken -= left;
+            self.sent = 0;
+            done.extend(self.chunks.pop_front());
+            if taken == 0 {
+                return false;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn sends_everything_in_order_over_a_small_socket() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        let mut queue = WriteQueue::default();
+        let mut expected = Vec::new();
+        for size in [3_usize, 0, 70_000, 1, 500_000, 12] {
+            #[allow(clippy::cast_possible_truncation)]
+            let chunk: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            expected.extend_from_slice(&chunk);
+            queue.push(chunk, 0);
+        }
+        assert_eq!(queue.len(), expected.len());
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            there.read_to_end(&mut got).unwrap();
+            got
+        });
+        let mut done = Vec::new();
+        while !queue.is_empty() {
+            queue.flush(here.as_raw_fd(), &mut done).unwrap();
+            std::thread::yield_now();
+        }
+        assert_eq!(done.len(), 5);
+        drop(here);
+        assert_eq!(reader.join().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_partly_sent_first_chunk_counts_only_its_rest() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let mut queue = WriteQueue::default();
+        queue.push(b"abcdef".to_vec(), 4);
+        queue.push(b"gh".to_vec(), 0);
+        assert_eq!(queue.len(), 4);
+        queue.flush(here.as_raw_fd(), &mut Vec::new()).unwrap();
+        drop(here);
+        let mut got = String::new();
+        there.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "efgh");
+    }
+
+    #[test]
+    fn a_closed_peer_is_an_error_and_take_empties_the_queue() {
+        let (here, there) = UnixStream::pair().unwrap();
+        drop(there);
+        let mut queue = WriteQueue::default();
+        queue.push(b"x".to_vec(), 0);
+        assert!(queue.flush(here.as_raw_fd(), &mut Vec::new()).is_err());
+        assert_eq!(queue.take().len(), 1);
+        assert!(queue.is_empty());
+    }
+}

@@ -1,0 +1,228 @@
+//! Coroutines in Rust: an async block of ours as a Python coroutine object.
+//!
+//! The block waits for asyncio futures with [`Waiting::wait`], which hands the future to whoever
+//! drives the coroutine (asyncio's Task) exactly as `await future` does in Python: no executor and no
+//! waker of ours. Cancellation arrives as the error of that wait, and dropping the block cleans up.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use pyo3::exceptions::{
+    PyBaseException, PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyValueError,
+};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+use crate::ffi::confined::Confined;
+
+type Body = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>>>>;
+
+/// Between the block and the object around it.
+#[derive(Default)]
+struct Exchange {
+    /// The future that the block waits for, on its way out.
+    yielded: RefCell<Option<Py<PyAny>>>,
+    /// What the driver answered, on its way in.
+    answer: RefCell<Option<PyResult<()>>>,
+}
+
+/// How a block waits.
+#[derive(Clone)]
+pub struct Waiting(Rc<Exchange>);
+
+struct Suspension<'a> {
+    exchange: &'a Exchange,
+    future: Option<Py<PyAny>>,
+}
+
+impl Future for Suspension<'_> {
+    type Output = PyResult<()>;
+
+    fn poll(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(future) = self.future.take() {
+            self.exchange.yielded.replace(Some(future));
+            return Poll::Pending;
+        }
+        match self.exchange.answer.take() {
+            Some(answer) => Poll::Ready(answer),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Waiting {
+    /// Waits for an asyncio future and returns its result.
+    ///
+    /// # Errors
+    /// The future's exception, or `CancelledError` when the task around is cancelled.
+    pub async fn wait(&self, future: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        let kept = Python::attach(|py| {
+            future.setattr(py, intern!(py, "_asyncio_future_blocking"), true)?;
+            PyResult::Ok(future.clone_ref(py))
+        })?;
+        Suspension { exchange: &self.0, future: Some(future) }.await?;
+        Python::attach(|py| kept.call_method0(py, intern!(py, "result")))
+    }
+}
+
+/// A coroutine that is implemented in Rust.
+#[pyclass(frozen, weakref, module = "rondel._rondel", name = "Coroutine")]
+pub struct Coroutine {
+    name: &'static str,
+    body: Confined<RefCell<Option<Body>>>,
+    exchange: Confined<Rc<Exchange>>,
+    started: Confined<Cell<bool>>,
+    running: Confined<Cell<bool>>,
+}
+
+impl Coroutine {
+    /// Makes a coroutine of an async block. `name` is the method's, for repr and messages.
+    pub fn new<F>(name: &'static str, block: impl FnOnce(Waiting) -> F) -> Self
+    where
+        F: Future<Output = PyResult<Py<PyAny>>> + 'static,
+    {
+        let exchange = Rc::new(Exchange::default());
+        let body: Body = Box::pin(block(Waiting(exchange.clone())));
+        Coroutine {
+            name,
+            body: Confined::new(RefCell::new(Some(body))),
+            exchange: Confined::new(exchange),
+            started: Confined::new(Cell::new(false)),
+            running: Confined::new(Cell::new(false)),
+        }
+    }
+
+    fn resume(&self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Py<PyAny>> {
+        let running = self.running.get(py);
+        if running.get() {
+            return Err(PyValueError::new_err("coroutine already executing"));
+        }
+        let Some(mut body) = self.body.get(py).take() else {
+            return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
+        };
+        let exchange = self.exchange.get(py);
+        if self.started.get(py).replace(true) {
+            exchange.answer.replace(Some(answer));
+        } else if let Err(error) = answer {
+            drop(body);
+            return Err(error);
+        }
+        running.set(true);
+        let polled = body.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        running.set(false);
+        match polled {
+            Poll::Ready(Ok(value)) => Err(PyStopIteration::new_err((value,))),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => {
+                self.body.get(py).replace(Some(body));
+                let yielded = exchange.yielded.take();
+                Ok(yielded.unwrap_or_else(|| py.None()))
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl Coroutine {
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.resume(py, Ok(()))
+    }
+
+    /// Resume the coroutine; asyncio's tasks send None.
+    fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        let _ = value;
+        self.resume(py, Ok(()))
+    }
+
+    /// Raise an exception where the coroutine waits.
+    #[pyo3(signature = (r#type, value=None, traceback=None))]
+    fn throw(
+        &self,
+        py: Python<'_>,
+        r#type: &Bound<'_, PyAny>,
+        value: Option<&Bound<'_, PyAny>>,
+        traceback: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let error = match (r#type.cast::<PyType>(), value) {
+            (Ok(kind), None) => PyErr::from_value(kind.call0()?),
+            (Ok(_), Some(value)) if value.is_instance_of::<PyBaseException>() => {
+                PyErr::from_value(value.clone())
+            }
+            (Ok(kind), Some(value)) => PyErr::from_value(kind.call1((value,))?),
+            (Err(_), _) => PyErr::from_value(r#type.clone()),
+        };
+        if let Some(traceback) = traceback
+            && let Ok(traceback) = traceback.cast::<pyo3::types::PyTraceback>()
+        {
+            error.set_traceback(py, Some(traceback.clone()));
+        }
+        self.resume(py, Err(error))
+    }
+
+    /// Drop the coroutine where it waits; what it holds is released.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        if self.running.get(py).get() {
+            return Err(PyValueError::new_err("coroutine already executing"));
+        }
+        self.started.get(py).set(true);
+        let body = self.body.get(py).take();
+        drop(body);
+        Ok(())
+    }
+
+    #[getter]
+    fn __name__(&self) -> &'static str {
+        self.name
+    }
+
+    #[getter]
+    fn __qualname__(&self) -> String {
+        format!("Loop.{}", self.name)
+    }
+
+    /// Whether the coroutine is being resumed at this moment.
+    #[getter]
+    fn cr_running(&self, py: Python<'_>) -> bool {
+        self.running.get(py).get()
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> String {
+        format!("<coroutine object Loop.{} at {:p}>", slf.get().name, slf.as_ptr())
+    }
+}
+
+impl Drop for Coroutine {
+    fn drop(&mut self) {
+        if self.started.get_mut().get() || self.body.get_mut().get_mut().is_none() {
+            return;
+        }
+        let name = self.name;
+        Python::attach(|py| {
+            // As for Python's own coroutines. Deallocation may happen with an exception set, which
+            // must survive; a warning that is turned into an error has nobody to go to.
+            let pending = PyErr::take(py);
+            let message = format!("coroutine 'Loop.{name}' was never awaited\0");
+            if let Ok(message) = std::ffi::CStr::from_bytes_with_nul(message.as_bytes()) {
+                let category = py.get_type::<PyRuntimeWarning>();
+                if let Err(error) = PyErr::warn(py, &category, message, 1) {
+                    error.write_unraisable(py, None);
+                }
+            }
+            if let Some(pending) = pending {
+                pending.restore(py);
+            }
+        });
+    }
+}

@@ -1,0 +1,164 @@
+//! From run to close.
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyCFunction, PyDict, PyTuple};
+
+use super::{Loop, State, debug, exceptions, turn};
+use crate::imports;
+
+/// `loop.run_forever()`.
+pub fn run_forever(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
+    let state = event_loop.get().state(event_loop.py());
+    set_up(event_loop, state)?;
+    let result = turn::run(event_loop);
+    let cleaned = clean_up(event_loop, state);
+    // An exception that left the loop is the news; one from the clean-up only without it.
+    result.and(cleaned)
+}
+
+fn check_not_running(py: Python<'_>, state: &State) -> PyResult<()> {
+    if state.thread_id.get().is_some() {
+        return Err(PyRuntimeError::new_err("This event loop is already running"));
+    }
+    if !imports::get_running_loop(py)?.call0()?.is_none() {
+        return Err(PyRuntimeError::new_err(
+            "Cannot run the event loop while another loop is running",
+        ));
+    }
+    Ok(())
+}
+
+fn set_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
+    let py = event_loop.py();
+    state.check_closed()?;
+    state.check_process()?;
+    check_not_running(py, state)?;
+    debug::track_origins(py, state, state.debug.get())?;
+    let hooks = imports::get_asyncgen_hooks(py)?.call0()?;
+    state.saved_hooks.replace(Some(hooks.unbind()));
+    state.thread_id.set(Some(debug::thread_ident()));
+    let result = install_hooks(event_loop)
+        .and_then(|()| imports::set_running_loop(py)?.call1((event_loop,)).map(drop));
+    if result.is_err() {
+        clean_up(event_loop, state)?;
+    }
+    result
+}
+
+/// Async generators tell the loop when they are first iterated and when they are abandoned (PEP 525).
+fn install_hooks(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
+    let py = event_loop.py();
+    let hooks = PyDict::new(py);
+    hooks.set_item("firstiter", event_loop.getattr(intern!(py, "_asyncgen_firstiter_hook"))?)?;
+    hooks.set_item("finalizer", event_loop.getattr(intern!(py, "_asyncgen_finalizer_hook"))?)?;
+    imports::set_asyncgen_hooks(py)?.call((), Some(&hooks))?;
+    Ok(())
+}
+
+fn clean_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
+    let py = event_loop.py();
+    state.stopping.set(false);
+    state.thread_id.set(None);
+    crate::transport::flush_gathered(py, state);
+    imports::set_running_loop(py)?.call1((py.None(),))?;
+    debug::track_origins(py, state, false)?;
+    if let Some(hooks) = state.saved_hooks.take() {
+        let hooks = hooks.into_bound(py).cast_into::<PyTuple>()?;
+        imports::set_asyncgen_hooks(py)?.call1(hooks)?;
+    }
+    Ok(())
+}
+
+/// `loop.run_until_complete(future)`.
+pub fn run_until_complete<'py>(
+    event_loop: &Bound<'py, Loop>,
+    future: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = event_loop.py();
+    let state = event_loop.get().state(py);
+    state.check_closed()?;
+    check_not_running(py, state)?;
+    let is_new = !imports::isfuture(py)?.call1((future,))?.is_truthy()?;
+    let options = PyDict::new(py);
+    options.set_item(intern!(py, "loop"), event_loop)?;
+    let future = imports::ensure_future(py)?.call((future,), Some(&options))?;
+    if is_new {
+        // When it is not done at the end an exception says so; no need for a log line as well.
+        future.setattr(intern!(py, "_log_destroy_pending"), false)?;
+    }
+    let stopper = PyCFunction::new_closure(py, None, None, |args, _kwargs| {
+        stop_after(&args.get_item(0)?)
+    })?;
+    future.call_method1(intern!(py, "add_done_callback"), (&stopper,))?;
+    // Through the attribute, since programs override run_forever().
+    let ran = event_loop.call_method0(intern!(py, "run_forever"));
+    let removed = future.call_method1(intern!(py, "remove_done_callback"), (&stopper,));
+    let is_done = |future: &Bound<'py, PyAny>| -> PyResult<bool> {
+        future.call_method0(intern!(py, "done"))?.is_truthy()
+    };
+    if let Err(error) = ran {
+        if is_new
+            && is_done(&future)?
+            && !future.call_method0(intern!(py, "cancelled"))?.is_truthy()?
+        {
+            // The caller has no access to the task: fetching its exception here keeps the task from
+            // logging that nobody did.
+            future.call_method0(intern!(py, "exception"))?;
+        }
+        return Err(error);
+    }
+    removed?;
+    if !is_done(&future)? {
+        return Err(PyRuntimeError::new_err("Event loop stopped before Future completed."));
+    }
+    future.call_method0(intern!(py, "result"))
+}
+
+/// Stops the future's loop, unless an exception that leaves the loop will do so.
+fn stop_after(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = future.py();
+    if !future.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
+        let exception = future.call_method0(intern!(py, "exception"))?;
+        if !exception.is_none() && exceptions::must_propagate(py, &PyErr::from_value(exception)) {
+            return Ok(());
+        }
+    }
+    future
+        .call_method0(intern!(py, "get_loop"))?
+        .call_method0(intern!(py, "stop"))?;
+    Ok(())
+}
+
+/// The native half of `loop.close()`.
+pub fn close(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
+    let state = event_loop.get().state(event_loop.py());
+    if state.thread_id.get().is_some() {
+        return Err(PyRuntimeError::new_err("Cannot close a running event loop"));
+    }
+    if !state.closed.replace(true) {
+        drop_work(state);
+    }
+    Ok(())
+}
+
+/// Drops all work and closes the poller. Each part is taken out before it is dropped, since dropping
+/// runs arbitrary code.
+pub fn drop_work(state: &State) {
+    drop(state.ready.take());
+    let timers = state.timers.borrow_mut().drain();
+    for handle in &timers {
+        handle.set_scheduled(false);
+    }
+    drop(timers);
+    drop(state.due.take());
+    drop(state.events.take());
+    drop(state.unflushed.take());
+    drop(state.watched.take());
+    drop(state.registrar.take());
+    drop(state.waker.take());
+    drop(state.poller.take());
+    drop(state.sources.take());
+    drop(state.transports.take());
+}

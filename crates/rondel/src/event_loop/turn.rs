@@ -1,0 +1,315 @@
+//! One turn of the loop.
+//!
+//! The order is asyncio's: what was ready when the turn began, then the events of this turn's poll,
+//! then the timers that were due at the poll. What these schedule waits for the next turn. An
+//! exception that leaves the loop (KeyboardInterrupt, SystemExit) may end a turn anywhere; what the
+//! turn had not come to stays queued for the next run.
+//!
+//! Polling costs a system call, so a loop with callbacks to run looks at most every
+//! [`POLL_INTERVAL`]; it holds the GIL then, except every [`RELEASE_INTERVAL`], so that other threads
+//! get it also when no callback runs Python code.
+
+use std::io;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use rondel_reactor::clock;
+use rondel_reactor::poller::{LEVEL_IS_NATIVE, Readiness};
+use rondel_reactor::slab::Key;
+
+use super::watching::{self, Side};
+use super::{Loop, OnEvent, Ready, Source, State, Step, Watcher, debug, exceptions};
+use crate::ffi::context::ContextSwitch;
+use crate::ffi::handle::HandleRef;
+
+/// Nanoseconds between looks at the poller while callbacks are ready.
+const POLL_INTERVAL: u64 = 50_000;
+/// Nanoseconds after which the loop offers the GIL to other threads (CPython's switch interval).
+const RELEASE_INTERVAL: u64 = 5_000_000;
+/// asyncio's longest wait: a day.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Runs turns until stop() was called.
+pub fn run(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
+    let state = event_loop.get().state(event_loop.py());
+    loop {
+        run_once(event_loop, state)?;
+        if state.stopping.get() {
+            return Ok(());
+        }
+    }
+}
+
+fn run_once(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
+    let py = event_loop.py();
+    poll(py, state)?;
+    let mut switch = ContextSwitch::new(py);
+    let count = state.ready.borrow().len();
+    for _ in 0..count {
+        let Some(ready) = state.ready.borrow_mut().pop_front() else { break };
+        match ready {
+            Ready::Handle(handle) => run_handle(event_loop, state, &handle, &mut switch)?,
+            Ready::Step(target, step) => {
+                switch.leave();
+                run_step(event_loop, state, target.bind(py), step)?;
+            }
+        }
+    }
+    loop {
+        let Some(event) = state.events.borrow_mut().pop_front() else { break };
+        dispatch(event_loop, state, event.key, event.readiness, &mut switch)?;
+    }
+    loop {
+        let Some(handle) = state.due.borrow_mut().pop_front() else { break };
+        run_handle(event_loop, state, &handle, &mut switch)?;
+    }
+    Ok(())
+}
+
+/// Collects events and due timers, waiting for them when nothing else is to do.
+fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
+    drop_cancelled_timers(state);
+    let now = clock::now_ns();
+    let busy = state.stopping.get()
+        || !state.ready.borrow().is_empty()
+        || !state.events.borrow().is_empty()
+        || !state.due.borrow().is_empty();
+    let deadline = state.timers.borrow().next_deadline();
+    let after;
+    if busy && now.saturating_sub(state.last_poll.get()) < POLL_INTERVAL {
+        after = now;
+    } else {
+        let timeout = if busy {
+            Some(Duration::ZERO)
+        } else {
+            deadline.map(|d| Duration::from_nanos(d.saturating_sub(now)).min(LONGEST_WAIT))
+        };
+        wait(py, state, timeout, now)?;
+        after = clock::now_ns();
+        state.last_poll.set(after);
+    }
+    if deadline.is_some_and(|deadline| deadline <= after) {
+        let mut timers = state.timers.borrow_mut();
+        let mut due = state.due.borrow_mut();
+        while let Some(handle) = timers.pop_due(after) {
+            handle.set_scheduled(false);
+            if handle.is_cancelled() {
+                timers.note_popped_cancelled();
+            }
+            due.push_back(handle);
+        }
+    }
+    Ok(())
+}
+
+/// Takes cancelled timers from the top of the heap, so that nobody waits for them.
+fn drop_cancelled_timers(state: &State) {
+    loop {
+        // Dropped at the end of the pass, after the borrow.
+        let _dead = {
+            let mut timers = state.timers.borrow_mut();
+            match timers.peek() {
+                Some(handle) if handle.is_cancelled() => {
+                    handle.set_scheduled(false);
+                    timers.note_popped_cancelled();
+                    timers.pop()
+                }
+                _ => return,
+            }
+        };
+    }
+}
+
+fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> PyResult<()> {
+    let Some(mut poller) = state.poller.borrow_mut().take() else {
+        // Another thread waits in it: this loop is being run twice, which its checks prevent.
+        return Ok(());
+    };
+    let mut events = state.spare_events.take();
+    let brief = timeout == Some(Duration::ZERO);
+    let result = if brief && now.saturating_sub(state.last_release.get()) < RELEASE_INTERVAL {
+        poller.wait(timeout, &mut events)
+    } else {
+        state.sleeping.set(!brief);
+        let result = py.detach(|| {
+            let result = poller.wait(timeout, &mut events);
+            (result, poller)
+        });
+        poller = result.1;
+        state.sleeping.set(false);
+        state.last_release.set(clock::now_ns());
+        result.0
+    };
+    state.poller.replace(Some(poller));
+    state.events.borrow_mut().extend(events.drain(..));
+    state.spare_events.replace(events);
+    match result {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Python's signal handlers run here; what they raise leaves the loop.
+    py.check_signals()
+}
+
+/// Runs a callback and what belongs to the end of each: gathered writes leave.
+#[inline]
+fn run_handle<'py>(
+    event_loop: &Bound<'py, Loop>,
+    state: &State,
+    handle: &HandleRef,
+    switch: &mut ContextSwitch<'py>,
+) -> PyResult<()> {
+    if handle.is_cancelled() {
+        return Ok(());
+    }
+    if state.debug.get() {
+        switch.leave();
+        return debug::timed(event_loop, handle, || run_plain(event_loop, state, handle, switch));
+    }
+    run_plain(event_loop, state, handle, switch)
+}
+
+#[inline]
+fn run_plain<'py>(
+    event_loop: &Bound<'py, Loop>,
+    state: &State,
+    handle: &HandleRef,
+    switch: &mut ContextSwitch<'py>,
+) -> PyResult<()> {
+    let py = event_loop.py();
+    let context = handle.context_ptr();
+    if context.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the handle owns a reference to its context, which is a contextvars.Context: the
+    // scheduling methods check that.
+    let result = match unsafe { switch.enter(context) } {
+        Ok(()) => handle.call(py),
+        Err(error) => Err(error),
+    };
+    end_of_callback(py, state);
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            switch.leave();
+            crate::handle::report(py, handle, error)
+        }
+    }
+}
+
+/// Runs a step of native code.
+fn run_step(
+    event_loop: &Bound<'_, Loop>,
+    state: &State,
+    target: &Bound<'_, PyAny>,
+    step: Step,
+) -> PyResult<()> {
+    let result = debug::timed_native(event_loop, target, || step(target));
+    end_of_callback(event_loop.py(), state);
+    report_native(event_loop, target, result)
+}
+
+/// Transports handle their protocols' exceptions themselves; what comes here is unexpected.
+fn report_native(
+    event_loop: &Bound<'_, Loop>,
+    target: &Bound<'_, PyAny>,
+    result: PyResult<()>,
+) -> PyResult<()> {
+    let Err(error) = result else { return Ok(()) };
+    let py = event_loop.py();
+    if exceptions::must_propagate(py, &error) {
+        return Err(error);
+    }
+    let context = PyDict::new(py);
+    context.set_item("message", format!("Exception in callback of {}", target.repr()?))?;
+    context.set_item("exception", error.value(py))?;
+    exceptions::call_handler(event_loop, &context)
+}
+
+#[inline]
+fn end_of_callback(py: Python<'_>, state: &State) {
+    state.callback_number.set(state.callback_number.get().wrapping_add(1));
+    if !state.unflushed.borrow().is_empty() {
+        crate::transport::flush_gathered(py, state);
+    }
+}
+
+/// Leads an event to its source; one that was removed meanwhile has no source any more.
+fn dispatch<'py>(
+    event_loop: &Bound<'py, Loop>,
+    state: &State,
+    key: Key,
+    readiness: Readiness,
+    switch: &mut ContextSwitch<'py>,
+) -> PyResult<()> {
+    let py = event_loop.py();
+    let native: Option<(Py<PyAny>, OnEvent)> = match state.sources.borrow().get(key) {
+        None => return Ok(()),
+        Some(Source::Native { target, on_event }) => Some((target.clone_ref(py), *on_event)),
+        Some(Source::Watched { .. }) => None,
+    };
+    if let Some((target, on_event)) = native {
+        switch.leave();
+        let target = target.bind(py);
+        let result = debug::timed_native(event_loop, target, || on_event(target, readiness));
+        end_of_callback(py, state);
+        return report_native(event_loop, target, result);
+    }
+    if readiness.readable {
+        notify(event_loop, state, key, Side::Read, switch)?;
+    }
+    if readiness.writable {
+        notify(event_loop, state, key, Side::Write, switch)?;
+    }
+    if !LEVEL_IS_NATIVE {
+        watching::arm_again(state, key);
+    }
+    Ok(())
+}
+
+fn notify<'py>(
+    event_loop: &Bound<'py, Loop>,
+    state: &State,
+    key: Key,
+    side: Side,
+    switch: &mut ContextSwitch<'py>,
+) -> PyResult<()> {
+    let py = event_loop.py();
+    let callback = match state.sources.borrow().get(key) {
+        Some(Source::Watched { reader, writer, .. }) => {
+            match if side == Side::Read { reader } else { writer } {
+                None => return Ok(()),
+                Some(Watcher::Handle(handle)) => Some(handle.clone_ref(py)),
+                Some(Watcher::Future(_)) => None,
+            }
+        }
+        _ => return Ok(()),
+    };
+    match callback {
+        Some(handle) if handle.is_cancelled() => {
+            // The program cancelled the handle instead of removing the watcher.
+            watching::clear_side(state, key, side);
+            Ok(())
+        }
+        Some(handle) => run_handle(event_loop, state, &handle, switch),
+        None => {
+            if let Some(Watcher::Future(future)) = watching::clear_side(state, key, side) {
+                switch.leave();
+                set_none_unless_done(future.bind(py))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Sets a waiter's result to None, unless it is done (cancelled, usually).
+pub fn set_none_unless_done(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = future.py();
+    if !future.call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
+        future.call_method1(pyo3::intern!(py, "set_result"), (py.None(),))?;
+    }
+    Ok(())
+}
+

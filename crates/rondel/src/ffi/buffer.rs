@@ -1,0 +1,117 @@
+//! Bytes-like objects: views for sending and receiving, and receiving straight into new `bytes`.
+
+use std::mem::MaybeUninit;
+use std::slice;
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+/// A contiguous view of a bytes-like object's memory (PEP 3118), released when dropped.
+///
+/// While the view exists its exporter does not move the memory (a bytearray refuses to resize).
+pub struct View<'py> {
+    py: Python<'py>,
+    // Boxed because the buffer protocol forbids to move a filled view.
+    raw: Box<ffi::Py_buffer>,
+}
+
+impl<'py> View<'py> {
+    /// A view for reading.
+    ///
+    /// # Errors
+    /// `TypeError` for what is not bytes-like, `BufferError` when its memory is not contiguous.
+    pub fn readable(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Self::request(object, ffi::PyBUF_SIMPLE)
+    }
+
+    /// A view for writing into the object.
+    ///
+    /// # Errors
+    /// As [`View::readable`], and for what is read-only.
+    pub fn writable(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Self::request(object, ffi::PyBUF_WRITABLE)
+    }
+
+    fn request(object: &Bound<'py, PyAny>, flags: i32) -> PyResult<Self> {
+        let py = object.py();
+        let mut raw = Box::new(ffi::Py_buffer::new());
+        // SAFETY: attached; `raw` is an empty view at a stable address.
+        if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *raw, flags) } < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(View { py, raw })
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        // Lengths of buffers are never negative.
+        self.raw.len.unsigned_abs()
+    }
+
+    /// The bytes. Other Python threads may change them only while this one lets go of the GIL,
+    /// which no caller does while it holds the slice.
+    pub fn bytes(&self) -> &[u8] {
+        if self.raw.len == 0 {
+            return &[];
+        }
+        // SAFETY: a filled view has `len` readable bytes at `buf` until it is released; see above
+        // for why nobody writes to them meanwhile.
+        unsafe { slice::from_raw_parts(self.raw.buf.cast(), self.len()) }
+    }
+
+    /// The bytes of a writable view, to receive into.
+    pub fn bytes_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        if self.raw.len == 0 || self.raw.readonly != 0 {
+            return &mut [];
+        }
+        // SAFETY: as in `bytes`; the view is writable, and `&mut self` makes this the only slice.
+        unsafe { slice::from_raw_parts_mut(self.raw.buf.cast(), self.len()) }
+    }
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        let _attached = self.py;
+        // SAFETY: attached, and the view was filled by PyObject_GetBuffer and is released once.
+        unsafe { ffi::PyBuffer_Release(&raw mut *self.raw) };
+    }
+}
+
+/// Makes a new `bytes` of at most `capacity` bytes from what `fill` writes, without a copy.
+///
+/// # Errors
+/// `MemoryError`, or what `fill` returned.
+pub fn bytes_filled_by<'py, E>(
+    py: Python<'py>,
+    capacity: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<usize, E>,
+) -> PyResult<Result<Bound<'py, PyBytes>, E>> {
+    let size = isize::try_from(capacity)?;
+    // SAFETY: with a null source PyBytes_FromStringAndSize makes a bytes object with uninitialised
+    // content that nobody else knows yet. It is shrunk to what was written before anybody sees it;
+    // on every other path it is dropped. _PyBytes_Resize takes over the reference and clears it
+    // when it fails.
+    unsafe {
+        let object = ffi::PyBytes_FromStringAndSize(std::ptr::null(), size);
+        let bytes = Bound::from_owned_ptr_or_err(py, object)?.cast_into_unchecked::<PyBytes>();
+        let memory = ffi::PyBytes_AsString(bytes.as_ptr()).cast::<MaybeUninit<u8>>();
+        let filled = match fill(slice::from_raw_parts_mut(memory, capacity)) {
+            Ok(filled) => filled.min(capacity),
+            Err(error) => return Ok(Err(error)),
+        };
+        if filled == capacity {
+            return Ok(Ok(bytes));
+        }
+        let mut object = bytes.into_ptr();
+        if _PyBytes_Resize(&raw mut object, isize::try_from(filled)?) < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(Ok(Bound::from_owned_ptr(py, object).cast_into_unchecked()))
+    }
+}
+
+unsafe extern "C" {
+    // Part of CPython's documented C-API (bytesobject.h), not bound by PyO3.
+    fn _PyBytes_Resize(bytes: *mut *mut ffi::PyObject, size: ffi::Py_ssize_t) -> std::ffi::c_int;
+}

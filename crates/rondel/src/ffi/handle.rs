@@ -1,0 +1,605 @@
+//! `Handle` and `TimerHandle` as raw Python objects.
+//!
+//! Every callback costs one of these, so they are made by hand: a free list instead of the
+//! allocator, room for three arguments inside the object (with the spare slot before them that lets
+//! bound methods be called without a copy), no Python-level constructor. What they mean to Python
+//! (`repr`, comparison, `_run`) is in [`crate::handle`]; here are memory and reference counts.
+
+use std::cell::RefCell;
+use std::ffi::{c_int, c_void};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use pyo3::ffi::{self, PyObject, PyTypeObject};
+use pyo3::prelude::*;
+use pyo3::types::{PyTuple, PyType};
+
+use super::confined::Confined;
+use crate::event_loop::Loop;
+
+/// Arguments that fit into the object; more go into a tuple.
+const INLINE_ARGS: usize = 3;
+/// Handles kept for reuse.
+const FREE_LIST: usize = 512;
+
+const CANCELLED: u8 = 1;
+/// The callback is being called: its references must stay.
+const RUNNING: u8 = 2;
+/// A timer that is in the heap.
+const SCHEDULED: u8 = 4;
+
+/// How the arguments are stored.
+const ARGS_IN_TUPLE: u8 = u8::MAX;
+
+/// The layout of both types. `ob_base` comes first, as in every Python object.
+#[repr(C)]
+pub struct HandleObject {
+    ob_base: PyObject,
+    /// The loop; never null, kept until deallocation.
+    event_loop: *mut PyObject,
+    /// The context to run in; null only after the collector cleared the handle.
+    context: *mut PyObject,
+    /// The callable; null when cancelled.
+    callback: *mut PyObject,
+    /// Scratch for PY_VECTORCALL_ARGUMENTS_OFFSET: must lie directly before `args`.
+    spare: *mut PyObject,
+    /// The arguments, or one tuple of them.
+    args: [*mut PyObject; INLINE_ARGS],
+    /// Debug mode: where the handle was created (a list of frames).
+    source_traceback: *mut PyObject,
+    /// Debug mode: the repr from before cancel() took the callback.
+    repr: *mut PyObject,
+    weakrefs: *mut PyObject,
+    /// Timers: the time as it was given, in seconds.
+    when: f64,
+    nargs: u8,
+    flags: u8,
+}
+
+static HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
+static TIMER_HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
+static FREE: Confined<RefCell<Vec<NonNull<HandleObject>>>> = Confined::new(RefCell::new(Vec::new()));
+
+unsafe extern "C" {
+    // Exported by every supported CPython for extension types with free lists (object.h).
+    fn _Py_NewReference(object: *mut PyObject);
+}
+
+/// An owned reference to a handle.
+pub struct HandleRef(NonNull<HandleObject>);
+
+impl Drop for HandleRef {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: this owns a reference. HandleRefs live inside Python objects and on the stack of
+        // attached threads only, so dropping one happens with the GIL held.
+        unsafe { ffi::Py_DECREF(self.0.as_ptr().cast()) }
+    }
+}
+
+impl HandleRef {
+    /// Makes a handle from borrowed parts; `when` makes it a `TimerHandle`.
+    ///
+    /// # Safety
+    /// Attached. All pointers are live objects: `event_loop` a [`Loop`], `context` a
+    /// `contextvars.Context` or null for a copy of the current one, `args` points to `nargs`
+    /// objects.
+    #[inline]
+    pub unsafe fn new(
+        py: Python<'_>,
+        event_loop: *mut PyObject,
+        callback: *mut PyObject,
+        args: *const *mut PyObject,
+        nargs: usize,
+        context: *mut PyObject,
+        when: Option<f64>,
+    ) -> PyResult<HandleRef> {
+        // SAFETY: see above for the arguments. The object is fully initialised before it is tracked
+        // or seen by anybody; on failure only what was acquired is given back.
+        unsafe {
+            let context = if context.is_null() {
+                ffi::PyContext_CopyCurrent()
+            } else {
+                ffi::Py_INCREF(context);
+                context
+            };
+            if context.is_null() {
+                return Err(PyErr::fetch(py));
+            }
+            let mut inline = [ptr::null_mut(); INLINE_ARGS];
+            let stored = if nargs <= INLINE_ARGS {
+                for (i, slot) in inline.iter_mut().enumerate().take(nargs) {
+                    let arg = *args.add(i);
+                    ffi::Py_INCREF(arg);
+                    *slot = arg;
+                }
+                nargs as u8
+            } else {
+                match tuple_of(py, args, nargs) {
+                    Ok(tuple) => inline[0] = tuple.into_ptr(),
+                    Err(error) => {
+                        ffi::Py_DECREF(context);
+                        return Err(error);
+                    }
+                }
+                ARGS_IN_TUPLE
+            };
+            let kind = if when.is_some() { &TIMER_HANDLE_TYPE } else { &HANDLE_TYPE };
+            let object = allocate(py, kind.load(Ordering::Relaxed));
+            let Some(object) = object else {
+                ffi::Py_DECREF(context);
+                for arg in inline {
+                    ffi::Py_XDECREF(arg);
+                }
+                return Err(PyErr::fetch(py));
+            };
+            ffi::Py_INCREF(event_loop);
+            ffi::Py_INCREF(callback);
+            let this = object.as_ptr();
+            (*this).event_loop = event_loop;
+            (*this).context = context;
+            (*this).callback = callback;
+            (*this).spare = ptr::null_mut();
+            (*this).args = inline;
+            (*this).source_traceback = ptr::null_mut();
+            (*this).repr = ptr::null_mut();
+            (*this).weakrefs = ptr::null_mut();
+            (*this).when = when.unwrap_or(0.0);
+            (*this).nargs = stored;
+            (*this).flags = 0;
+            ffi::PyObject_GC_Track(this.cast());
+            Ok(HandleRef(object))
+        }
+    }
+
+    /// The same from Rust values.
+    pub fn from_parts(
+        event_loop: &Bound<'_, Loop>,
+        callback: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+    ) -> PyResult<HandleRef> {
+        let pointers: Vec<*mut PyObject> = args.iter_borrowed().map(|arg| arg.as_ptr()).collect();
+        // SAFETY: attached by the bounds; every pointer is borrowed from a live reference.
+        unsafe {
+            HandleRef::new(
+                event_loop.py(),
+                event_loop.as_ptr(),
+                callback.as_ptr(),
+                pointers.as_ptr(),
+                pointers.len(),
+                ptr::null_mut(),
+                None,
+            )
+        }
+    }
+
+    /// The handle behind a Python object of one of the two types.
+    pub fn from_object(object: &Bound<'_, PyAny>) -> Option<HandleRef> {
+        let kind = object.get_type_ptr();
+        if kind != HANDLE_TYPE.load(Ordering::Relaxed)
+            && kind != TIMER_HANDLE_TYPE.load(Ordering::Relaxed)
+        {
+            return None;
+        }
+        // SAFETY: the type says that this is a HandleObject.
+        let pointer = unsafe { NonNull::new_unchecked(object.clone().into_ptr().cast()) };
+        Some(HandleRef(pointer))
+    }
+
+    #[inline]
+    fn fields(&self) -> *mut HandleObject {
+        self.0.as_ptr()
+    }
+
+    #[inline]
+    fn has(&self, flag: u8) -> bool {
+        // SAFETY: the object is alive while this reference is.
+        unsafe { (*self.fields()).flags & flag != 0 }
+    }
+
+    #[inline]
+    fn set(&self, flag: u8, on: bool) {
+        // SAFETY: as in `has`; all accesses happen with the GIL held.
+        unsafe {
+            if on {
+                (*self.fields()).flags |= flag;
+            } else {
+                (*self.fields()).flags &= !flag;
+            }
+        }
+    }
+
+    /// Another reference to the same handle.
+    #[inline]
+    pub fn clone_ref(&self, _py: Python<'_>) -> HandleRef {
+        // SAFETY: attached, and the object is alive.
+        unsafe { ffi::Py_INCREF(self.fields().cast()) };
+        HandleRef(self.0)
+    }
+
+    /// The handle as a Python object.
+    pub fn bind<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        // SAFETY: attached, and the object is alive.
+        unsafe { Bound::from_borrowed_ptr(py, self.fields().cast()) }
+    }
+
+    /// Whether both are the same handle.
+    pub fn is(&self, other: &HandleRef) -> bool {
+        self.0 == other.0
+    }
+
+    /// Whether `cancel()` was called.
+    #[inline]
+    pub fn is_cancelled(&self) -> bool {
+        self.has(CANCELLED)
+    }
+
+    /// Whether the handle is a timer in the heap.
+    pub fn is_scheduled(&self) -> bool {
+        self.has(SCHEDULED)
+    }
+
+    /// Notes that the timer entered or left the heap.
+    #[inline]
+    pub fn set_scheduled(&self, on: bool) {
+        self.set(SCHEDULED, on);
+    }
+
+    /// The time of a timer in seconds, as it was given.
+    pub fn when(&self) -> f64 {
+        // SAFETY: the object is alive while this reference is.
+        unsafe { (*self.fields()).when }
+    }
+
+    /// Marks the handle cancelled and lets go of callback and arguments (after the call, when the
+    /// callback is running). The caller has told the heap.
+    pub fn mark_cancelled(&self) {
+        self.set(CANCELLED, true);
+        if !self.has(RUNNING) {
+            // SAFETY: the object is alive; the fields are emptied before the references are dropped,
+            // since dropping can run code that looks at this handle.
+            unsafe { release_call(self.fields()) };
+        }
+    }
+
+    /// Calls the callback with its arguments, in the current context.
+    #[inline]
+    pub fn call(&self, py: Python<'_>) -> PyResult<()> {
+        let this = self.fields();
+        // SAFETY: RUNNING keeps callback and arguments in place during the call, and this reference
+        // keeps the object. `spare` lies before `args`, so the callee may use the slot at -1 as the
+        // flag allows; it puts back what was there.
+        unsafe {
+            if (*this).callback.is_null() {
+                return Ok(());
+            }
+            let nested = self.has(RUNNING);
+            (*this).flags |= RUNNING;
+            let result = if (*this).nargs == ARGS_IN_TUPLE {
+                ffi::PyObject_Call((*this).callback, (*this).args[0], ptr::null_mut())
+            } else {
+                let args = (&raw mut (*this).spare).add(1);
+                ffi::PyObject_Vectorcall(
+                    (*this).callback,
+                    args.cast_const(),
+                    (*this).nargs as usize | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                    ptr::null_mut(),
+                )
+            };
+            if !nested {
+                (*this).flags &= !RUNNING;
+            }
+            let outcome = if result.is_null() {
+                Err(PyErr::fetch(py))
+            } else {
+                ffi::Py_DECREF(result);
+                Ok(())
+            };
+            if !nested && self.has(CANCELLED) {
+                release_call(this);
+            }
+            outcome
+        }
+    }
+
+    /// The context, for [`super::context::ContextSwitch::enter`]; null when the collector took it.
+    #[inline]
+    pub fn context_ptr(&self) -> *mut PyObject {
+        // SAFETY: the object is alive while this reference is.
+        unsafe { (*self.fields()).context }
+    }
+
+    /// The loop that the handle belongs to.
+    pub fn event_loop<'py>(&self, py: Python<'py>) -> Bound<'py, Loop> {
+        // SAFETY: `event_loop` is never null and always a Loop.
+        unsafe {
+            Bound::from_borrowed_ptr(py, (*self.fields()).event_loop).cast_into_unchecked()
+        }
+    }
+
+    /// The callback; `None` when cancelled.
+    pub fn callback<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        if self.is_cancelled() {
+            return None;
+        }
+        // SAFETY: the field is a live object or null.
+        unsafe { Bound::from_borrowed_ptr_or_opt(py, (*self.fields()).callback) }
+    }
+
+    /// The arguments; `None` when cancelled.
+    pub fn args<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let this = self.fields();
+        // SAFETY: unless cancelled, `args` holds `nargs` live objects or one live tuple.
+        unsafe {
+            if self.is_cancelled() || (*this).callback.is_null() {
+                Ok(None)
+            } else if (*this).nargs == ARGS_IN_TUPLE {
+                Ok(Some(Bound::from_borrowed_ptr(py, (*this).args[0]).cast_into_unchecked()))
+            } else {
+                let args = (&raw const (*this).args).cast::<*mut PyObject>();
+                tuple_of(py, args, (*this).nargs as usize).map(Some)
+            }
+        }
+    }
+
+    /// The context; `None` when the collector took it.
+    pub fn context<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        // SAFETY: the field is a live object or null.
+        unsafe { Bound::from_borrowed_ptr_or_opt(py, (*self.fields()).context) }
+    }
+
+    /// Debug mode: where the handle was created.
+    pub fn source_traceback<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        // SAFETY: the field is a live object or null.
+        unsafe { Bound::from_borrowed_ptr_or_opt(py, (*self.fields()).source_traceback) }
+    }
+
+    /// Debug mode: notes where the handle was created.
+    pub fn set_source_traceback(&self, stack: Bound<'_, PyAny>) {
+        // SAFETY: the object is alive; the old value is dropped after it was replaced.
+        unsafe { replace(&raw mut (*self.fields()).source_traceback, stack.into_ptr()) }
+    }
+
+    /// Debug mode: the repr from before the handle was cancelled.
+    pub fn saved_repr<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        // SAFETY: the field is a live object or null.
+        unsafe { Bound::from_borrowed_ptr_or_opt(py, (*self.fields()).repr) }
+    }
+
+    /// Debug mode: keeps the repr for after the cancel.
+    pub fn save_repr(&self, repr: Bound<'_, PyAny>) {
+        // SAFETY: as in `set_source_traceback`.
+        unsafe { replace(&raw mut (*self.fields()).repr, repr.into_ptr()) }
+    }
+
+    /// Gives the reference away, for a raw method's result.
+    #[inline]
+    pub fn into_ptr(self) -> *mut PyObject {
+        let pointer = self.0.as_ptr().cast();
+        std::mem::forget(self);
+        pointer
+    }
+
+    /// Shows the handle to the collector on behalf of the object that owns this reference.
+    pub fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        // SAFETY: `Py<PyAny>` is a transparent non-null pointer, as HandleRef is; the borrow ends
+        // with this function and no count is changed.
+        let object = unsafe { &*(&raw const self.0).cast::<Py<PyAny>>() };
+        visit.call(object)
+    }
+}
+
+/// # Safety
+/// Attached; `args` points to `nargs` live objects.
+unsafe fn tuple_of<'py>(
+    py: Python<'py>,
+    args: *const *mut PyObject,
+    nargs: usize,
+) -> PyResult<Bound<'py, PyTuple>> {
+    // SAFETY: by this function's contract.
+    let items = (0..nargs).map(|i| unsafe { Bound::from_borrowed_ptr(py, *args.add(i)) });
+    PyTuple::new(py, items.collect::<Vec<_>>())
+}
+
+/// Replaces a field and then drops what was there.
+///
+/// # Safety
+/// Attached; `field` holds an owned reference or null, `value` is one.
+unsafe fn replace(field: *mut *mut PyObject, value: *mut PyObject) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        let old = ptr::replace(field, value);
+        ffi::Py_XDECREF(old);
+    }
+}
+
+/// Lets go of callback and arguments.
+///
+/// # Safety
+/// Attached; `this` is a live handle that is not running.
+unsafe fn release_call(this: *mut HandleObject) {
+    // SAFETY: by this function's contract; the fields are empty before any reference is dropped.
+    unsafe {
+        let callback = ptr::replace(&raw mut (*this).callback, ptr::null_mut());
+        let args = ptr::replace(&raw mut (*this).args, [ptr::null_mut(); INLINE_ARGS]);
+        (*this).nargs = 0;
+        ffi::Py_XDECREF(callback);
+        for arg in args {
+            ffi::Py_XDECREF(arg);
+        }
+    }
+}
+
+/// Memory for a handle of the given type, with one reference and everything else unset.
+///
+/// # Safety
+/// `kind` is one of the two types.
+#[inline]
+unsafe fn allocate(py: Python<'_>, kind: *mut PyTypeObject) -> Option<NonNull<HandleObject>> {
+    let reused = FREE.get(py).borrow_mut().pop();
+    // SAFETY: memory on the free list was allocated as one of these objects and is untracked and
+    // unreferenced; it becomes a new object of `kind`, which it holds a reference to.
+    unsafe {
+        if let Some(object) = reused {
+            let raw = object.as_ptr().cast::<PyObject>();
+            ffi::Py_INCREF(kind.cast());
+            (*raw).ob_type = kind;
+            _Py_NewReference(raw);
+            return Some(object);
+        }
+        NonNull::new(ffi::PyObject_GC_New::<HandleObject>(kind))
+    }
+}
+
+unsafe extern "C" fn dealloc(object: *mut PyObject) {
+    // SAFETY: CPython calls this once, attached, when the last reference is gone.
+    unsafe {
+        let py = Python::assume_attached();
+        let this = object.cast::<HandleObject>();
+        ffi::PyObject_GC_UnTrack(object.cast());
+        if !(*this).weakrefs.is_null() {
+            ffi::PyObject_ClearWeakRefs(object);
+        }
+        release_call(this);
+        ffi::Py_XDECREF((*this).context);
+        if !(*this).source_traceback.is_null() || !(*this).repr.is_null() {
+            ffi::Py_XDECREF((*this).source_traceback);
+            ffi::Py_XDECREF((*this).repr);
+        }
+        let event_loop = (*this).event_loop;
+        let kind = ffi::Py_TYPE(object);
+        {
+            let mut free = FREE.get(py).borrow_mut();
+            if free.len() < FREE_LIST {
+                free.push(NonNull::new_unchecked(this));
+            } else {
+                drop(free);
+                ffi::PyObject_GC_Del(object.cast());
+            }
+        }
+        ffi::Py_DECREF(event_loop);
+        ffi::Py_DECREF(kind.cast());
+    }
+}
+
+unsafe extern "C" fn traverse(
+    object: *mut PyObject,
+    visit: ffi::visitproc,
+    arg: *mut c_void,
+) -> c_int {
+    // SAFETY: called by the collector on a live, tracked handle; every visited field is live or null.
+    unsafe {
+        let this = object.cast::<HandleObject>();
+        let fields = [
+            ffi::Py_TYPE(object).cast(),
+            (*this).event_loop,
+            (*this).context,
+            (*this).callback,
+            (*this).args[0],
+            (*this).args[1],
+            (*this).args[2],
+            (*this).source_traceback,
+        ];
+        for field in fields {
+            if !field.is_null() {
+                let result = visit(field, arg);
+                if result != 0 {
+                    return result;
+                }
+            }
+        }
+        0
+    }
+}
+
+unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
+    // SAFETY: called by the collector on a live handle. The loop stays: methods rely on it, and a
+    // cycle through it is broken by the loop's own clear.
+    unsafe {
+        let this = object.cast::<HandleObject>();
+        if (*this).flags & RUNNING == 0 {
+            release_call(this);
+            replace(&raw mut (*this).context, ptr::null_mut());
+        }
+        0
+    }
+}
+
+/// Makes the two types, with methods and attributes from [`crate::handle`].
+pub fn create_types(py: Python<'_>) -> PyResult<(Bound<'_, PyType>, Bound<'_, PyType>)> {
+    let handle = create_type(py, c"rondel._rondel.Handle", None, crate::handle::HANDLE_DOC)?;
+    HANDLE_TYPE.store(handle.clone().into_ptr().cast(), Ordering::Relaxed);
+    let timer = create_type(
+        py,
+        c"rondel._rondel.TimerHandle",
+        Some(&handle),
+        crate::handle::TIMER_HANDLE_DOC,
+    )?;
+    TIMER_HANDLE_TYPE.store(timer.clone().into_ptr().cast(), Ordering::Relaxed);
+    // Only TimerHandle may derive from Handle: an instance of a Python subclass would not have been
+    // made by `HandleRef::new`, which is what fills the fields.
+    // SAFETY: attached; the type was made above and nobody else has it yet.
+    unsafe { (*handle.as_type_ptr()).tp_flags &= !ffi::Py_TPFLAGS_BASETYPE };
+    Ok((handle, timer))
+}
+
+fn create_type<'py>(
+    py: Python<'py>,
+    name: &'static std::ffi::CStr,
+    base: Option<&Bound<'py, PyType>>,
+    doc: &'static std::ffi::CStr,
+) -> PyResult<Bound<'py, PyType>> {
+    let offset = std::mem::offset_of!(HandleObject, weakrefs);
+    // CPython keeps pointers into these tables for the type's life, which is the process's.
+    let members: &'static mut [ffi::PyMemberDef] = Box::leak(Box::new([
+        ffi::PyMemberDef {
+            name: c"__weaklistoffset__".as_ptr(),
+            type_code: ffi::Py_T_PYSSIZET,
+            offset: offset as ffi::Py_ssize_t,
+            flags: ffi::Py_READONLY,
+            doc: ptr::null(),
+        },
+        ffi::PyMemberDef::default(),
+    ]));
+    let (methods, attributes) = crate::handle::tables(base.is_some());
+    let mut slots = vec![
+        slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
+        slot(ffi::Py_tp_traverse, traverse as *mut c_void),
+        slot(ffi::Py_tp_clear, clear as *mut c_void),
+        slot(ffi::Py_tp_doc, doc.as_ptr().cast_mut().cast()),
+        slot(ffi::Py_tp_methods, methods.as_mut_ptr().cast()),
+        slot(ffi::Py_tp_getset, attributes.as_mut_ptr().cast()),
+        slot(ffi::Py_tp_repr, crate::handle::repr_slot as *mut c_void),
+    ];
+    if base.is_some() {
+        slots.push(slot(ffi::Py_tp_richcompare, crate::handle::compare_slot as *mut c_void));
+        slots.push(slot(ffi::Py_tp_hash, crate::handle::hash_slot as *mut c_void));
+    } else {
+        slots.push(slot(ffi::Py_tp_members, members.as_mut_ptr().cast()));
+    }
+    slots.push(slot(0, ptr::null_mut()));
+    let mut flags =
+        ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_HAVE_GC | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION;
+    if base.is_none() {
+        flags |= ffi::Py_TPFLAGS_BASETYPE;
+    }
+    let mut spec = ffi::PyType_Spec {
+        name: name.as_ptr(),
+        basicsize: size_of::<HandleObject>() as c_int,
+        itemsize: 0,
+        flags: flags as u32,
+        slots: slots.as_mut_ptr(),
+    };
+    let bases = base.map_or(ptr::null_mut(), |base| base.as_ptr());
+    // SAFETY: attached; the spec and its zero-terminated slots are valid for the call, and the
+    // tables they point to are static. The slot functions have the signatures that their slots ask
+    // for.
+    unsafe {
+        Bound::from_owned_ptr_or_err(py, ffi::PyType_FromSpecWithBases(&raw mut spec, bases))
+            .map(|object| object.cast_into_unchecked())
+    }
+}
+
+fn slot(slot: c_int, pfunc: *mut c_void) -> ffi::PyType_Slot {
+    ffi::PyType_Slot { slot, pfunc }
+}

@@ -1,0 +1,55 @@
+//! The extension module `rondel._rondel`: asyncio's event loop over [`rondel_reactor`].
+//!
+//! The map of the house:
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`event_loop`] | the Loop object: scheduling, one turn, life cycle, debug, watched descriptors |
+//! | [`handle`] | Handle and TimerHandle, as Python sees them |
+//! | [`transport`] | stream sockets and listeners |
+//! | [`sock`] | sock_recv and relatives |
+//! | [`coroutine`] | coroutines written in Rust |
+//! | [`imports`] | names of the standard library that are looked up once |
+//! | [`ffi`] | every unsafe call into CPython; nothing unsafe about Python is outside it |
+//!
+//! A callback's way: `call_soon` ([`ffi::scheduling`]) makes a handle ([`ffi::handle`]) and queues it;
+//! a turn ([`event_loop::turn`]) takes it out, enters its context and calls it. A packet's way: the
+//! poller's event finds its source in the turn's dispatch, which calls the transport
+//! ([`transport::reading`]), which receives and calls the protocol.
+
+#![allow(missing_docs)] // Python-visible names are documented for Python, in their docstrings.
+
+mod coroutine;
+mod event_loop;
+mod ffi;
+mod handle;
+mod imports;
+mod sock;
+mod transport;
+
+use pyo3::prelude::*;
+
+/// A Rust panic as a Python exception; a bug of ours, never the program's.
+fn panic_error(payload: &(dyn std::any::Any + Send)) -> PyErr {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "unknown panic".into());
+    pyo3::panic::PanicException::new_err((text,))
+}
+
+/// Python's asyncio, implemented in Rust: the native part. Use the package `rondel`.
+#[pymodule]
+fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let (handle_type, timer_handle_type) = ffi::handle::create_types(py)?;
+    module.add("Handle", handle_type)?;
+    module.add("TimerHandle", timer_handle_type)?;
+    module.add_class::<event_loop::Loop>()?;
+    module.add_class::<transport::socket::SocketTransport>()?;
+    module.add_class::<transport::listener::Listener>()?;
+    module.add_class::<coroutine::Coroutine>()?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    ffi::scheduling::install(py)
+}

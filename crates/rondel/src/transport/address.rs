@@ -1,0 +1,67 @@
+//! Socket addresses as Python's socket module shows them.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString};
+use socket2::SockAddr;
+
+use crate::imports;
+
+/// The address as a Python object: `(host, port)` for IPv4, `(host, port, flowinfo, scope_id)` for
+/// IPv6, a str for a Unix socket's path (empty when it has none) and bytes for an abstract name.
+/// `None` for families that this does not know.
+pub fn to_python<'py>(py: Python<'py>, address: &SockAddr) -> PyResult<Bound<'py, PyAny>> {
+    if let Some(v4) = address.as_socket_ipv4() {
+        return Ok((v4.ip().to_string(), v4.port()).into_pyobject(py)?.into_any());
+    }
+    if let Some(v6) = address.as_socket_ipv6() {
+        let scope = v6.scope_id();
+        let mut host = v6.ip().to_string();
+        if scope != 0 {
+            host = scoped(py, &host, scope)?;
+        }
+        return Ok((host, v6.port(), v6.flowinfo(), scope).into_pyobject(py)?.into_any());
+    }
+    if let Some(path) = address.as_pathname() {
+        return Ok(path.as_os_str().into_pyobject(py)?.into_any());
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Some(name) = address.as_abstract_namespace() {
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(name);
+        return Ok(PyBytes::new(py, &bytes).into_any());
+    }
+    if address.is_unix() {
+        return Ok(PyString::new(py, "").into_any());
+    }
+    Ok(py.None().into_bound(py))
+}
+
+/// The system's getnameinfo() appends the interface to a scoped address, so Python's addresses have
+/// it too.
+fn scoped(py: Python<'_>, host: &str, scope: u32) -> PyResult<String> {
+    let interface = py
+        .import("socket")?
+        .call_method1("if_indextoname", (scope,))
+        .and_then(|name| name.extract::<String>());
+    Ok(match interface {
+        Ok(name) => format!("{host}%{name}"),
+        Err(_) => format!("{host}%{scope}"),
+    })
+}
+
+/// The (family, type, protocol) of a socket and its Python object, made from a descriptor that the
+/// object owns from then on.
+pub fn socket_object<'py>(
+    py: Python<'py>,
+    fd: std::os::fd::OwnedFd,
+    family: i32,
+) -> PyResult<Bound<'py, PyAny>> {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+    let arguments = (family, libc::SOCK_STREAM, 0, fd.as_raw_fd());
+    let sock = imports::socket_type(py)?.call1(arguments)?;
+    // The object owns the descriptor now.
+    let _ = fd.into_raw_fd();
+    // Its timeout is unknown to it; the descriptor is non-blocking already.
+    sock.call_method1("settimeout", (0.0,))?;
+    Ok(sock)
+}

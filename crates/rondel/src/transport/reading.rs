@@ -1,0 +1,230 @@
+//! The reading side of stream sockets.
+//!
+//! Sources are edge-triggered: an event promises data until a read comes back short. A transport
+//! that stops earlier (paused, closing, or its share of the turn used up) reads again by itself
+//! later.
+//!
+//! Small reads land in the loop's scratch memory and are copied into `bytes` of the right size. A
+//! connection that fills it gets large `bytes` to read into directly, until its reads are small
+//! again. A BufferedProtocol gives its own memory.
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use rondel_reactor::net;
+
+use super::socket::{SocketTransport, Stream, fatal_error};
+use super::writing;
+use crate::ffi::buffer::{View, bytes_filled_by};
+use crate::ffi::context;
+use crate::imports;
+
+/// The most that a protocol gets in one call (asyncio's figure).
+const MAX_READ: usize = 256 * 1024;
+/// Scratch memory; from this size on copying costs more than allocating.
+const SCRATCH: usize = 32 * 1024;
+/// Reads of one connection in one turn, so that a fast peer cannot starve the others.
+const READS_PER_TURN: usize = 4;
+
+const READ_ERROR: &str = "Fatal read error on socket transport";
+
+enum Outcome {
+    /// Everything that had arrived was taken.
+    Drained,
+    /// The read was as large as it could be: there may be more.
+    Filled,
+    /// Nothing was there, or the connection is over.
+    Done,
+}
+
+/// The socket is readable. `to_the_end` tells that the peer has closed, so short reads do not mean
+/// that nothing follows.
+pub fn ready(this: &Bound<'_, SocketTransport>, to_the_end: bool) -> PyResult<()> {
+    let py = this.py();
+    let stream = this.get().stream(py);
+    for _ in 0..READS_PER_TURN {
+        if !stream.is_reading() {
+            return Ok(());
+        }
+        let outcome = if stream.buffered.get() {
+            read_into_protocol(this, stream)?
+        } else {
+            read_bytes(this, stream)?
+        };
+        match outcome {
+            Outcome::Done => return Ok(()),
+            Outcome::Drained if !to_the_end => return Ok(()),
+            Outcome::Drained => {}
+            // One large piece is a turn's share.
+            Outcome::Filled if stream.read_size.get() >= MAX_READ => break,
+            Outcome::Filled => {}
+        }
+    }
+    read_later(this, stream);
+    Ok(())
+}
+
+fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
+    if let Some(event_loop) = stream.event_loop(this.py()) {
+        let target = this.clone().into_any().unbind();
+        event_loop.get().state(this.py()).push_step(target, read_again);
+    }
+}
+
+/// Step: goes on where a turn's share was used up, or where reading was resumed.
+fn read_again(target: &Bound<'_, PyAny>) -> PyResult<()> {
+    let this = target.cast::<SocketTransport>()?;
+    // Whether the peer has closed meanwhile is not known here: read until nothing comes.
+    ready(this, true)
+}
+
+/// `transport.resume_reading()`
+pub fn resume(this: &Bound<'_, SocketTransport>) {
+    let stream = this.get().stream(this.py());
+    if stream.closing.get() || !stream.read_paused.replace(false) {
+        return;
+    }
+    if stream.key.get().is_some() {
+        // The event may have come while reading was paused.
+        read_later(this, stream);
+    }
+}
+
+fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {
+    let py = this.py();
+    let Some((data, capacity)) = receive(this, stream)? else { return Ok(Outcome::Done) };
+    let received = data.len()?;
+    if received == 0 {
+        return end_of_file(this, stream).map(|()| Outcome::Done);
+    }
+    stream.read_size.set(next_size(received, capacity));
+    let Some(protocol) = stream.protocol(py) else { return Ok(Outcome::Done) };
+    let called = context::run_in(stream.context.bind(py), || {
+        protocol.call_method1(intern!(py, "data_received"), (data,))
+    });
+    if let Err(error) = called {
+        fatal_error(this, error, "Fatal error: protocol.data_received() call failed.")?;
+        return Ok(Outcome::Done);
+    }
+    Ok(if received == capacity { Outcome::Filled } else { Outcome::Drained })
+}
+
+/// Receives into new bytes; returns them with how many they could have been. None when nothing was
+/// there or the connection failed.
+fn receive<'py>(
+    this: &Bound<'py, SocketTransport>,
+    stream: &Stream,
+) -> PyResult<Option<(Bound<'py, PyBytes>, usize)>> {
+    let py = this.py();
+    let fd = stream.endpoint.fd();
+    let size = stream.read_size.get();
+    let received = if size > SCRATCH {
+        bytes_filled_by(py, size, |memory| net::recv_uninit(fd, memory))?.map(|data| (data, size))
+    } else {
+        let Some(event_loop) = stream.event_loop(py) else { return Ok(None) };
+        let state = event_loop.get().state(py);
+        // Taken out while bytes are allocated from it: allocating can run the collector.
+        let mut scratch = state.scratch.take();
+        scratch.resize(SCRATCH, 0);
+        let received = net::recv(fd, &mut scratch);
+        let data = received.map(|count| (PyBytes::new(py, &scratch[..count]), SCRATCH));
+        state.scratch.replace(scratch);
+        data
+    };
+    match received {
+        Ok(received) => Ok(Some(received)),
+        Err(error) if net::is_retry(&error) => Ok(None),
+        Err(error) => {
+            fatal_error(this, error.into(), READ_ERROR)?;
+            Ok(None)
+        }
+    }
+}
+
+/// How much to take at once after a read of `received` out of `capacity` bytes.
+fn next_size(received: usize, capacity: usize) -> usize {
+    if received == capacity {
+        (capacity * 2).min(MAX_READ)
+    } else if received < SCRATCH / 2 {
+        0
+    } else {
+        // As much again and some more, so that an equal message comes back short.
+        (received + received / 4).clamp(SCRATCH, MAX_READ)
+    }
+}
+
+fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {
+    let py = this.py();
+    let Some(protocol) = stream.protocol(py) else { return Ok(Outcome::Done) };
+    let context = stream.context.bind(py);
+    let buffer = context::run_in(context, || {
+        let buffer = protocol.call_method1(intern!(py, "get_buffer"), (-1,))?;
+        if buffer.len()? == 0 {
+            return Err(PyRuntimeError::new_err("get_buffer() returned an empty buffer"));
+        }
+        Ok(buffer)
+    });
+    let buffer = match buffer {
+        Ok(buffer) => buffer,
+        Err(error) => {
+            fatal_error(this, error, "Fatal error: protocol.get_buffer() call failed.")?;
+            return Ok(Outcome::Done);
+        }
+    };
+    let received = View::writable(&buffer).and_then(|mut view| {
+        let capacity = view.len();
+        match net::recv_uninit(stream.endpoint.fd(), view.bytes_mut()) {
+            Ok(received) => Ok(Some((received, capacity))),
+            Err(error) if net::is_retry(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    });
+    let (received, capacity) = match received {
+        Ok(Some(received)) => received,
+        Ok(None) => return Ok(Outcome::Done),
+        Err(error) => {
+            fatal_error(this, error, READ_ERROR)?;
+            return Ok(Outcome::Done);
+        }
+    };
+    if received == 0 {
+        return end_of_file(this, stream).map(|()| Outcome::Done);
+    }
+    let called = context::run_in(context, || {
+        protocol.call_method1(intern!(py, "buffer_updated"), (received,))
+    });
+    if let Err(error) = called {
+        fatal_error(this, error, "Fatal error: protocol.buffer_updated() call failed.")?;
+        return Ok(Outcome::Done);
+    }
+    Ok(if received == capacity { Outcome::Filled } else { Outcome::Drained })
+}
+
+fn end_of_file(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
+    let py = this.py();
+    if let Some(event_loop) = stream.event_loop(py)
+        && event_loop.get().state(py).debug.get()
+    {
+        let text = format!("{} received EOF", this.repr()?);
+        imports::logger(py)?.call_method1("debug", (text,))?;
+    }
+    let keep_open = match stream.call_protocol(py, intern!(py, "eof_received")) {
+        Ok(answer) => answer.map_or(Ok(false), |answer| answer.is_truthy()),
+        Err(error) => Err(error),
+    };
+    match keep_open {
+        Ok(true) => {
+            stream.read_ended.set(true);
+            Ok(())
+        }
+        Ok(false) if stream.closing.get() => Ok(()),
+        Ok(false) => {
+            stream.closing.set(true);
+            writing::close_when_sent(this)
+        }
+        Err(error) => {
+            fatal_error(this, error, "Fatal error: protocol.eof_received() call failed.")
+        }
+    }
+}

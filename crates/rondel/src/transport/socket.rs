@@ -1,0 +1,574 @@
+//! Connected stream sockets: the transport object and its life.
+//!
+//! ```text
+//!            connection_made           close() / eof / error           queue empty or abort
+//! created ───────────────────▶ open ──────────────────────▶ closing ───────────────────────▶ lost
+//! ```
+//!
+//! In `closing` nothing is read and the queue is flushed. Going to `lost` schedules connection_lost(),
+//! once, by a step of the loop; that step closes the socket. [`super::reading`] and
+//! [`super::writing`] are the two directions.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+
+use pyo3::exceptions::{PyOSError, PyResourceWarning, PyRuntimeError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyContext, PyDict};
+use pyo3::{PyTraverseError, PyVisit};
+use rondel_reactor::net;
+use rondel_reactor::poller::Readiness;
+use rondel_reactor::slab::Key;
+use rondel_reactor::write_queue::WriteQueue;
+use socket2::SockAddr;
+
+use super::endpoint::Endpoint;
+use super::{reading, writing};
+use crate::event_loop::{Loop, exceptions, turn};
+use crate::ffi::confined::Confined;
+use crate::ffi::context;
+use crate::imports;
+
+/// Data that waits to be sent: the program's own bytes, or a copy of what it may change.
+pub enum Chunk {
+    Shared(PyBackedBytes),
+    Copied(Vec<u8>),
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Chunk::Shared(bytes) => bytes,
+            Chunk::Copied(bytes) => bytes,
+        }
+    }
+}
+
+/// The transport of a connected stream socket (TCP, and Unix sockets that were passed in).
+#[pyclass(frozen, dict, weakref, module = "rondel._rondel", name = "SocketTransport")]
+pub struct SocketTransport {
+    stream: Confined<Stream>,
+}
+
+/// A transport's state. Fields are cells, and no borrow outlives a statement that calls Python.
+pub struct Stream {
+    /// Gone after connection_lost().
+    pub event_loop: RefCell<Option<Py<Loop>>>,
+    pub protocol: RefCell<Option<Py<PyAny>>>,
+    /// The protocol is a BufferedProtocol.
+    pub buffered: Cell<bool>,
+    /// In which the protocol's methods are called.
+    pub context: Py<PyContext>,
+    pub endpoint: Endpoint,
+    pub key: Cell<Option<Key>>,
+    server: RefCell<Option<Py<PyAny>>>,
+    waiter: RefCell<Option<Py<PyAny>>>,
+
+    pub closing: Cell<bool>,
+    /// How often writes came after the connection was lost, plus one; 0 while it is not lost.
+    pub conn_lost: Cell<u32>,
+    lost_reason: RefCell<Option<PyErr>>,
+
+    pub read_paused: Cell<bool>,
+    /// The peer has ended its direction and the protocol keeps ours open.
+    pub read_ended: Cell<bool>,
+    /// How much the next read should take at once; see [`reading`].
+    pub read_size: Cell<usize>,
+
+    pub queue: RefCell<WriteQueue<Chunk>>,
+    /// write_eof() was called.
+    pub write_ended: Cell<bool>,
+    /// The callback (by its number) that wrote last.
+    pub last_writer: Cell<u64>,
+    /// On the loop's list of transports to flush at the end of this callback.
+    pub gathering: Cell<bool>,
+    pub high_water: Cell<usize>,
+    pub low_water: Cell<usize>,
+    /// pause_writing() was called, and resume_writing() not yet.
+    pub protocol_paused: Cell<bool>,
+}
+
+impl SocketTransport {
+    /// The state.
+    #[inline]
+    pub fn stream<'a>(&'a self, py: Python<'a>) -> &'a Stream {
+        self.stream.get(py)
+    }
+
+    /// Makes a transport of a Python socket that is connected and non-blocking; schedules
+    /// connection_made(), the start of reading and then the waiter's result.
+    pub fn adopt<'py>(
+        event_loop: &Bound<'py, Loop>,
+        sock: &Bound<'py, PyAny>,
+        protocol: &Bound<'py, PyAny>,
+        waiter: Option<Py<PyAny>>,
+        extra: Option<Bound<'py, PyDict>>,
+        server: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let context = context::copy_current(event_loop.py())?;
+        let endpoint = Endpoint::adopted(sock, extra)?;
+        Self::open(event_loop, endpoint, protocol, &context, waiter, server)
+    }
+
+    /// Makes a transport of a connection that a listener accepted.
+    pub fn accept<'py>(
+        event_loop: &Bound<'py, Loop>,
+        (fd, peer): (OwnedFd, SockAddr),
+        protocol: &Bound<'py, PyAny>,
+        context: &Bound<'py, PyContext>,
+        server: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        Self::open(event_loop, Endpoint::accepted(fd, peer), protocol, context, None, server)
+    }
+
+    fn open<'py>(
+        event_loop: &Bound<'py, Loop>,
+        endpoint: Endpoint,
+        protocol: &Bound<'py, PyAny>,
+        context: &Bound<'py, PyContext>,
+        waiter: Option<Py<PyAny>>,
+        server: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let py = event_loop.py();
+        let state = event_loop.get().state(py);
+        state.check_closed()?;
+        if endpoint.is_tcp() {
+            // Small writes leave at once, as with asyncio. Not being able to is no reason to fail.
+            let _ = net::set_nodelay(endpoint.fd());
+        }
+        let fd = endpoint.fd();
+        let stream = Stream {
+            event_loop: RefCell::new(Some(event_loop.clone().unbind())),
+            protocol: RefCell::new(None),
+            buffered: Cell::new(false),
+            context: context.clone().unbind(),
+            endpoint,
+            key: Cell::new(None),
+            server: RefCell::new(server),
+            waiter: RefCell::new(waiter),
+            closing: Cell::new(false),
+            conn_lost: Cell::new(0),
+            lost_reason: RefCell::new(None),
+            read_paused: Cell::new(false),
+            read_ended: Cell::new(false),
+            read_size: Cell::new(0),
+            queue: RefCell::default(),
+            write_ended: Cell::new(false),
+            last_writer: Cell::new(u64::MAX),
+            gathering: Cell::new(false),
+            high_water: Cell::new(writing::HIGH_WATER),
+            low_water: Cell::new(writing::HIGH_WATER / 4),
+            protocol_paused: Cell::new(false),
+        };
+        stream.set_protocol(protocol)?;
+        let this = Bound::new(py, SocketTransport { stream: Confined::new(stream) })?;
+        let server = this.get().stream(py).server.borrow().as_ref().map(|s| s.clone_ref(py));
+        if let Some(server) = server {
+            server.call_method1(py, intern!(py, "_attach"), (&this,))?;
+        }
+        drop(state.transports.borrow_mut().insert(fd, this.clone().into_any().unbind()));
+        state.push_step(this.clone().into_any().unbind(), connection_made);
+        state.push_step(this.clone().into_any().unbind(), started);
+        Ok(this)
+    }
+}
+
+impl Stream {
+    /// The loop, until the connection is lost.
+    pub fn event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, Loop>> {
+        self.event_loop.borrow().as_ref().map(|event_loop| event_loop.bind(py).clone())
+    }
+
+    /// The protocol, until the connection is lost.
+    #[inline]
+    pub fn protocol<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.protocol.borrow().as_ref().map(|protocol| protocol.bind(py).clone())
+    }
+
+    fn set_protocol(&self, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+        let buffered = protocol.is_instance(imports::buffered_protocol(protocol.py())?)?;
+        self.buffered.set(buffered);
+        drop(self.protocol.replace(Some(protocol.clone().unbind())));
+        Ok(())
+    }
+
+    /// Whether the protocol is to get data.
+    #[inline]
+    pub fn is_reading(&self) -> bool {
+        !self.closing.get()
+            && !self.read_paused.get()
+            && !self.read_ended.get()
+            && self.conn_lost.get() == 0
+    }
+
+    /// Calls a protocol method without arguments in the transport's context.
+    pub fn call_protocol<'py>(
+        &self,
+        py: Python<'py>,
+        method: &Bound<'py, pyo3::types::PyString>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(protocol) = self.protocol(py) else { return Ok(None) };
+        context::run_in(self.context.bind(py), || protocol.call_method0(method)).map(Some)
+    }
+}
+
+fn stream_of<'a>(target: &'a Bound<'_, PyAny>) -> PyResult<&'a Bound<'a, SocketTransport>> {
+    // The bound's lifetime is covariant; steps are only scheduled on transports.
+    Ok(target.cast::<SocketTransport>()?)
+}
+
+/// Step: the protocol learns of its transport, and reading starts.
+fn connection_made(target: &Bound<'_, PyAny>) -> PyResult<()> {
+    let this = stream_of(target)?;
+    let py = this.py();
+    let stream = this.get().stream(py);
+    let Some(protocol) = stream.protocol(py) else { return Ok(()) };
+    context::run_in(stream.context.bind(py), || {
+        protocol.call_method1(intern!(py, "connection_made"), (this,))
+    })?;
+    Ok(())
+}
+
+/// Step: only after connection_made() does the transport read, and only then is the waiter told.
+fn started(target: &Bound<'_, PyAny>) -> PyResult<()> {
+    let this = stream_of(target)?;
+    let py = this.py();
+    let stream = this.get().stream(py);
+    if let Some(event_loop) = stream.event_loop(py)
+        && stream.conn_lost.get() == 0
+    {
+        let state = event_loop.get().state(py);
+        match state.add_native(stream.endpoint.fd(), target.clone().unbind(), on_event) {
+            Ok(key) => stream.key.set(Some(key)),
+            Err(error) => fatal_error(this, error, "Fatal error on transport")?,
+        }
+    }
+    match stream.waiter.take() {
+        Some(waiter) => turn::set_none_unless_done(waiter.bind(py)),
+        None => Ok(()),
+    }
+}
+
+/// What the poller's events lead to.
+fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
+    let this = stream_of(target)?;
+    if readiness.readable {
+        reading::ready(this, readiness.read_closed)?;
+    }
+    if readiness.writable {
+        writing::ready(this)?;
+    }
+    Ok(())
+}
+
+/// Ends a connection after an error. Errors of the connection itself (`OSError`) are the protocol's
+/// to know, through connection_lost(); others are reported as well.
+pub fn fatal_error(
+    this: &Bound<'_, SocketTransport>,
+    error: PyErr,
+    message: &str,
+) -> PyResult<()> {
+    let py = this.py();
+    let stream = this.get().stream(py);
+    if exceptions::must_propagate(py, &error) {
+        return Err(error);
+    }
+    if let Some(event_loop) = stream.event_loop(py) {
+        if !error.is_instance_of::<PyOSError>(py) {
+            super::report(&event_loop, message, &error, this, stream.protocol(py))?;
+        } else if event_loop.get().state(py).debug.get() {
+            let info = PyDict::new(py);
+            info.set_item("exc_info", error.value(py))?;
+            let text = format!("{}: {message}", this.repr()?);
+            imports::logger(py)?.call_method("debug", (text,), Some(&info))?;
+        }
+    }
+    force_close(this, Some(error));
+    Ok(())
+}
+
+/// Ends the connection now: what is queued is lost.
+pub fn force_close(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) {
+    let py = this.py();
+    let stream = this.get().stream(py);
+    if stream.conn_lost.get() > 0 {
+        return;
+    }
+    let dropped = stream.queue.borrow_mut().take();
+    drop(dropped);
+    lose(this, error);
+}
+
+/// Schedules connection_lost(). The caller has checked that this happens once.
+pub fn lose(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) {
+    let py = this.py();
+    let stream = this.get().stream(py);
+    stream.closing.set(true);
+    stream.conn_lost.set(1);
+    drop(stream.lost_reason.replace(error));
+    unregister(stream, py);
+    if let Some(event_loop) = stream.event_loop(py) {
+        let target = this.clone().into_any().unbind();
+        event_loop.get().state(py).push_step(target, connection_lost);
+    }
+}
+
+fn unregister(stream: &Stream, py: Python<'_>) {
+    if let Some(key) = stream.key.take()
+        && let Some(event_loop) = stream.event_loop(py)
+    {
+        let fd = stream.endpoint.fd_to_remove(py);
+        event_loop.get().state(py).remove_native(fd, key);
+    }
+}
+
+/// Step: the protocol learns of the end, and the socket is closed.
+fn connection_lost(target: &Bound<'_, PyAny>) -> PyResult<()> {
+    let this = stream_of(target)?;
+    let py = this.py();
+    let stream = this.get().stream(py);
+    let reason = stream.lost_reason.take().map(|error| error.into_value(py));
+    let told = match stream.protocol(py) {
+        Some(protocol) => context::run_in(stream.context.bind(py), || {
+            protocol.call_method1(intern!(py, "connection_lost"), (reason,))
+        })
+        .map(drop),
+        None => Ok(()),
+    };
+    let closed = shut(this);
+    told.and(closed)
+}
+
+/// Closes the socket and lets go of everything; the server learns that the connection is gone.
+fn shut(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
+    let py = this.py();
+    let stream = this.get().stream(py);
+    unregister(stream, py);
+    if let Some(event_loop) = stream.event_loop.take() {
+        forget_descriptor(event_loop.bind(py), stream.endpoint.fd(), this);
+    }
+    let closed = stream.endpoint.close(py);
+    drop(stream.protocol.take());
+    if let Some(server) = stream.server.take() {
+        server.call_method1(py, intern!(py, "_detach"), (this,))?;
+    }
+    closed
+}
+
+fn forget_descriptor(event_loop: &Bound<'_, Loop>, fd: i32, this: &Bound<'_, SocketTransport>) {
+    let state = event_loop.get().state(event_loop.py());
+    let removed = {
+        let mut transports = state.transports.borrow_mut();
+        match transports.get(&fd) {
+            Some(transport) if transport.is(this) => transports.remove(&fd),
+            _ => None,
+        }
+    };
+    drop(removed);
+}
+
+#[pymethods]
+impl SocketTransport {
+    /// asyncio.Transport has instance fields of its own, so a native class cannot derive from it;
+    /// isinstance() believes `__class__`.
+    #[getter]
+    fn __class__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        Ok(imports::transport_type(slf.py())?.clone().unbind())
+    }
+
+    /// What is known of the connection: "socket", "sockname", "peername".
+    #[pyo3(signature = (name, default=None))]
+    fn get_extra_info<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyAny>,
+        default: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = slf.py();
+        Ok(slf.get().stream(py).endpoint.extra_info(py, name)?.or(default))
+    }
+
+    /// Set the protocol that gets the data from now on.
+    fn set_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+        slf.get().stream(slf.py()).set_protocol(protocol)
+    }
+
+    /// The current protocol.
+    fn get_protocol<'py>(slf: &Bound<'py, Self>) -> Option<Bound<'py, PyAny>> {
+        slf.get().stream(slf.py()).protocol(slf.py())
+    }
+
+    /// Whether the transport is closed or about to be.
+    fn is_closing(slf: &Bound<'_, Self>) -> bool {
+        slf.get().stream(slf.py()).closing.get()
+    }
+
+    /// Stop reading, send what is queued, then close.
+    fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let stream = slf.get().stream(slf.py());
+        if stream.closing.get() {
+            return Ok(());
+        }
+        stream.closing.set(true);
+        writing::close_when_sent(slf)
+    }
+
+    /// Close at once; what is queued is lost.
+    fn abort(slf: &Bound<'_, Self>) {
+        force_close(slf, None);
+    }
+
+    /// Whether the protocol gets data.
+    fn is_reading(slf: &Bound<'_, Self>) -> bool {
+        let stream = slf.get().stream(slf.py());
+        !stream.closing.get() && !stream.read_paused.get()
+    }
+
+    /// Stop calling data_received() until resume_reading().
+    fn pause_reading(slf: &Bound<'_, Self>) {
+        let stream = slf.get().stream(slf.py());
+        if !stream.closing.get() {
+            stream.read_paused.set(true);
+        }
+    }
+
+    /// Call data_received() again.
+    fn resume_reading(slf: &Bound<'_, Self>) {
+        reading::resume(slf);
+    }
+
+    /// Send data; never blocks, what cannot be sent now is queued.
+    fn write(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        writing::write(slf, data)
+    }
+
+    /// Send the items of an iterable of bytes-like objects in one go.
+    fn writelines(slf: &Bound<'_, Self>, list_of_data: &Bound<'_, PyAny>) -> PyResult<()> {
+        writing::writelines(slf, list_of_data)
+    }
+
+    /// End the sending direction once everything is sent.
+    fn write_eof(slf: &Bound<'_, Self>) -> PyResult<()> {
+        writing::write_eof(slf)
+    }
+
+    /// Whether write_eof() is supported: yes.
+    fn can_write_eof(&self) -> bool {
+        true
+    }
+
+    /// Bytes that wait to be sent.
+    fn get_write_buffer_size(slf: &Bound<'_, Self>) -> PyResult<usize> {
+        writing::buffer_size(slf)
+    }
+
+    /// The (low, high) limits of the write buffer in bytes.
+    fn get_write_buffer_limits(slf: &Bound<'_, Self>) -> (usize, usize) {
+        let stream = slf.get().stream(slf.py());
+        (stream.low_water.get(), stream.high_water.get())
+    }
+
+    /// Set the limits in bytes beyond which the protocol is asked to pause, and to resume.
+    #[pyo3(signature = (high=None, low=None))]
+    fn set_write_buffer_limits(
+        slf: &Bound<'_, Self>,
+        high: Option<&Bound<'_, PyAny>>,
+        low: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        writing::set_limits(slf, high, low)
+    }
+
+    #[getter]
+    fn _loop<'py>(slf: &Bound<'py, Self>) -> Option<Bound<'py, Loop>> {
+        slf.get().stream(slf.py()).event_loop(slf.py())
+    }
+
+    /// The socket object (private name that programs use).
+    #[getter]
+    fn _sock<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        slf.get().stream(slf.py()).endpoint.socket(slf.py())
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> String {
+        describe(slf.get().stream(slf.py()))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let stream = self.stream.in_traverse(&visit);
+        visit.call(&stream.context)?;
+        stream.endpoint.traverse(&visit)?;
+        if let Ok(event_loop) = stream.event_loop.try_borrow() {
+            visit.call(&*event_loop)?;
+        }
+        for field in [&stream.protocol, &stream.server, &stream.waiter] {
+            if let Ok(field) = field.try_borrow() {
+                visit.call(&*field)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(slf: &Bound<'_, Self>) {
+        let stream = slf.get().stream(slf.py());
+        drop(stream.protocol.take());
+        drop(stream.server.take());
+        drop(stream.waiter.take());
+        drop(stream.event_loop.take());
+    }
+}
+
+fn describe(stream: &Stream) -> String {
+    let mut text = String::from("<SocketTransport");
+    if stream.endpoint.is_closed() {
+        text.push_str(" closed");
+    } else if stream.closing.get() {
+        text.push_str(" closing");
+    }
+    text.push_str(&format!(" fd={}", stream.endpoint.fd()));
+    if stream.event_loop.borrow().is_some() {
+        let polls = |polling| if polling { "polling" } else { "idle" };
+        let size = stream.queue.borrow().len();
+        let reading = stream.key.get().is_some() && stream.is_reading();
+        text.push_str(&format!(" read={}", polls(reading)));
+        text.push_str(&format!(" write=<{}, bufsize={size}>", polls(size > 0)));
+    }
+    text.push('>');
+    text
+}
+
+impl Drop for SocketTransport {
+    fn drop(&mut self) {
+        let stream = self.stream.get_mut();
+        if stream.endpoint.is_closed() {
+            return;
+        }
+        let message = format!("unclosed transport {}\0", describe(stream));
+        Python::attach(|py| {
+            // Deallocation may happen with an exception set, which must survive.
+            let pending = PyErr::take(py);
+            unregister(stream, py);
+            if let Ok(message) = std::ffi::CStr::from_bytes_with_nul(message.as_bytes()) {
+                let category = py.get_type::<PyResourceWarning>();
+                if let Err(error) = PyErr::warn(py, &category, message, 1) {
+                    error.write_unraisable(py, None);
+                }
+            }
+            if let Err(error) = stream.endpoint.close(py) {
+                error.write_unraisable(py, None);
+            }
+            if let Some(pending) = pending {
+                pending.restore(py);
+            }
+        });
+    }
+}
+
+/// # Errors
+/// `RuntimeError` once write_eof() was called.
+pub fn check_not_ended(stream: &Stream, method: &str) -> PyResult<()> {
+    if stream.write_ended.get() {
+        return Err(PyRuntimeError::new_err(format!("Cannot call {method}() after write_eof()")));
+    }
+    Ok(())
+}

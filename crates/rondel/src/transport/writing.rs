@@ -1,0 +1,306 @@
+//! The writing side of stream sockets, with flow control.
+//!
+//! The first write of a callback is sent at once. Further writes of the same callback are gathered
+//! and leave together when it ends; nobody can tell the difference, since what asks about the queue
+//! (its size, the end, closing) flushes first. What the socket does not take is queued and sent when
+//! the poller says that there is room.
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
+use rondel_reactor::net;
+
+use super::socket::{Chunk, SocketTransport, Stream, check_not_ended, fatal_error, lose};
+use crate::ffi::buffer::View;
+use crate::imports;
+
+/// asyncio's default high-water mark in bytes.
+pub const HIGH_WATER: usize = 64 * 1024;
+/// Writes after the connection was lost before a warning is logged (asyncio's figure).
+const LOST_WRITES_BEFORE_WARNING: u32 = 5;
+
+const WRITE_ERROR: &str = "Fatal write error on socket transport";
+
+/// `transport.write(data)`
+pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = this.py();
+    let stream = this.get().stream(py);
+    let bytes = data.cast::<PyBytes>().ok();
+    if bytes.is_none()
+        && !data.is_instance_of::<PyByteArray>()
+        && !data.is_instance_of::<PyMemoryView>()
+    {
+        return Err(wrong_type(data));
+    }
+    check_not_ended(stream, "write")?;
+    let view = if bytes.is_none() { Some(View::readable(data)?) } else { None };
+    let memory = match (bytes, &view) {
+        (Some(bytes), _) => bytes.as_bytes(),
+        (None, Some(view)) => view.bytes(),
+        (None, None) => &[],
+    };
+    if memory.is_empty() {
+        return Ok(());
+    }
+    if stream.conn_lost.get() > 0 {
+        return warn_lost(py, stream);
+    }
+    let mut sent = 0;
+    if may_send_now(stream, py) {
+        match net::send(stream.endpoint.fd(), memory) {
+            Ok(count) if count == memory.len() => return Ok(()),
+            Ok(count) => sent = count,
+            Err(error) if net::is_retry(&error) => {}
+            Err(error) => return fatal_error(this, error.into(), WRITE_ERROR),
+        }
+    } else {
+        gather(this, stream);
+    }
+    match bytes {
+        Some(bytes) => {
+            let chunk = Chunk::Shared(PyBackedBytes::from(bytes.clone()));
+            stream.queue.borrow_mut().push(chunk, sent);
+        }
+        // The program may change its buffer once write() has returned.
+        None => stream.queue.borrow_mut().push(Chunk::Copied(memory[sent..].to_vec()), 0),
+    }
+    drop(view);
+    keep_within_limits(this, stream)
+}
+
+#[cold]
+fn wrong_type(data: &Bound<'_, PyAny>) -> PyErr {
+    let name = data.get_type().name().map_or_else(|_| String::new(), |name| name.to_string());
+    let expected = if data.py().version_info() >= (3, 14) {
+        "a bytes, bytearray, or memoryview object"
+    } else {
+        "a bytes-like object"
+    };
+    PyTypeError::new_err(format!("data argument must be {expected}, not '{name}'"))
+}
+
+#[cold]
+fn warn_lost(py: Python<'_>, stream: &Stream) -> PyResult<()> {
+    let lost = stream.conn_lost.get();
+    if lost >= LOST_WRITES_BEFORE_WARNING {
+        imports::logger(py)?.call_method1("warning", ("socket.send() raised exception.",))?;
+    }
+    stream.conn_lost.set(lost.saturating_add(1));
+    Ok(())
+}
+
+/// Whether this write is the first of its callback with nothing queued before it.
+fn may_send_now(stream: &Stream, py: Python<'_>) -> bool {
+    if !stream.queue.borrow().is_empty() {
+        return false;
+    }
+    let event_loop = stream.event_loop.borrow();
+    let Some(event_loop) = &*event_loop else { return true };
+    let state = event_loop.get().state(py);
+    let callback = state.callback_number.get();
+    // Outside a run there is no end of a callback to wait for.
+    stream.last_writer.replace(callback) != callback || state.thread_id.get().is_none()
+}
+
+/// Puts the transport onto the list of those to flush when the callback ends. A queue that waits for
+/// the poller needs no place there.
+fn gather(this: &Bound<'_, SocketTransport>, stream: &Stream) {
+    if stream.gathering.get() || !stream.queue.borrow().is_empty() {
+        return;
+    }
+    if let Some(event_loop) = stream.event_loop(this.py()) {
+        stream.gathering.set(true);
+        let target = this.clone().into_any().unbind();
+        event_loop.get().state(this.py()).unflushed.borrow_mut().push(target);
+    }
+}
+
+/// Asks the protocol to pause when the queue is beyond its limit, after what was only gathered has
+/// had its chance to leave.
+fn keep_within_limits(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
+    if stream.queue.borrow().len() <= stream.high_water.get() {
+        return Ok(());
+    }
+    if stream.gathering.get() {
+        send_gathered(this, stream)?;
+    }
+    pause_protocol_if_needed(this, stream)
+}
+
+fn pause_protocol_if_needed(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
+    if stream.queue.borrow().len() <= stream.high_water.get()
+        || stream.protocol_paused.replace(true)
+    {
+        return Ok(());
+    }
+    tell_protocol(this, stream, "pause_writing")
+}
+
+fn resume_protocol_if_needed(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
+    if !stream.protocol_paused.get() || stream.queue.borrow().len() > stream.low_water.get() {
+        return Ok(());
+    }
+    stream.protocol_paused.set(false);
+    tell_protocol(this, stream, "resume_writing")
+}
+
+/// Calls a flow control method of the protocol, in the context of whoever runs now, as asyncio does.
+fn tell_protocol(
+    this: &Bound<'_, SocketTransport>,
+    stream: &Stream,
+    method: &'static str,
+) -> PyResult<()> {
+    let py = this.py();
+    let Some(protocol) = stream.protocol(py) else { return Ok(()) };
+    let Err(error) = protocol.call_method0(method) else { return Ok(()) };
+    if crate::event_loop::exceptions::must_propagate(py, &error) {
+        return Err(error);
+    }
+    match stream.event_loop(py) {
+        Some(event_loop) => {
+            let message = format!("protocol.{method}() failed");
+            super::report(&event_loop, &message, &error, this, Some(protocol))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The socket has room.
+pub fn ready(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
+    let stream = this.get().stream(this.py());
+    if stream.queue.borrow().is_empty() {
+        return Ok(());
+    }
+    flush(this, stream)
+}
+
+/// Sends what a callback gathered; errors become the connection's end, as everywhere.
+pub fn flush_gathered(this: &Bound<'_, SocketTransport>) {
+    let py = this.py();
+    let stream = this.get().stream(py);
+    if let Err(error) = send_gathered(this, stream) {
+        // Only KeyboardInterrupt and SystemExit of a protocol method come here.
+        error.write_unraisable(py, Some(this.as_any()));
+    }
+}
+
+fn send_gathered(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
+    if stream.gathering.replace(false) { flush(this, stream) } else { Ok(()) }
+}
+
+/// Sends what the socket takes, and does what was waiting for the queue to be empty.
+fn flush(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
+    if stream.conn_lost.get() > 0 {
+        return Ok(());
+    }
+    let mut done = Vec::new();
+    let result = stream.queue.borrow_mut().flush(stream.endpoint.fd(), &mut done);
+    drop(done);
+    if let Err(error) = result {
+        return fatal_error(this, error.into(), WRITE_ERROR);
+    }
+    resume_protocol_if_needed(this, stream)?; // which may write again
+    if !stream.queue.borrow().is_empty() || stream.conn_lost.get() > 0 {
+        return Ok(());
+    }
+    if stream.closing.get() {
+        lose(this, None);
+    } else if stream.write_ended.get() {
+        return end_stream(this, stream);
+    }
+    Ok(())
+}
+
+fn end_stream(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
+    match net::shutdown_write(stream.endpoint.fd()) {
+        // The peer was faster with closing; reading will tell.
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+        Err(error) => fatal_error(this, error.into(), WRITE_ERROR),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// `transport.writelines(list_of_data)`
+pub fn writelines(this: &Bound<'_, SocketTransport>, items: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = this.py();
+    let stream = this.get().stream(py);
+    check_not_ended(stream, "writelines")?;
+    // All or nothing: a bad item must not leave the ones before it half sent.
+    let mut chunks = Vec::new();
+    for item in items.try_iter()? {
+        let item = item?;
+        chunks.push(match item.cast::<PyBytes>() {
+            Ok(bytes) => Chunk::Shared(PyBackedBytes::from(bytes.clone())),
+            Err(_) => Chunk::Copied(View::readable(&item)?.bytes().to_vec()),
+        });
+    }
+    if chunks.iter().all(|chunk| chunk.as_ref().is_empty()) {
+        return Ok(());
+    }
+    if stream.conn_lost.get() > 0 {
+        return warn_lost(py, stream);
+    }
+    let waits_for_room = !stream.queue.borrow().is_empty() && !stream.gathering.get();
+    for chunk in chunks {
+        stream.queue.borrow_mut().push(chunk, 0);
+    }
+    if !waits_for_room {
+        stream.gathering.set(false);
+        flush(this, stream)?;
+    }
+    pause_protocol_if_needed(this, stream)
+}
+
+/// `transport.write_eof()`
+pub fn write_eof(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
+    let stream = this.get().stream(this.py());
+    if stream.closing.get() || stream.write_ended.replace(true) {
+        return Ok(());
+    }
+    if stream.gathering.get() {
+        return send_gathered(this, stream);
+    }
+    if stream.queue.borrow().is_empty() { end_stream(this, stream) } else { Ok(()) }
+}
+
+/// Loses the connection as soon as everything is sent; closing has begun already.
+pub fn close_when_sent(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
+    let stream = this.get().stream(this.py());
+    if stream.gathering.get() {
+        return send_gathered(this, stream);
+    }
+    if stream.queue.borrow().is_empty() && stream.conn_lost.get() == 0 {
+        lose(this, None);
+    }
+    Ok(())
+}
+
+/// `transport.get_write_buffer_size()`
+pub fn buffer_size(this: &Bound<'_, SocketTransport>) -> PyResult<usize> {
+    let stream = this.get().stream(this.py());
+    send_gathered(this, stream)?;
+    Ok(stream.queue.borrow().len())
+}
+
+/// `transport.set_write_buffer_limits(high, low)`
+pub fn set_limits(
+    this: &Bound<'_, SocketTransport>,
+    high: Option<&Bound<'_, PyAny>>,
+    low: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let number = |value: Option<&Bound<'_, PyAny>>| value.map(|v| v.extract::<i64>()).transpose();
+    let (high, low) = (number(high)?, number(low)?);
+    let default = i64::try_from(HIGH_WATER)?;
+    let high = high.unwrap_or_else(|| low.map_or(default, |low| low.saturating_mul(4)));
+    let low = low.unwrap_or(high / 4);
+    if !(high >= low && low >= 0) {
+        return Err(PyValueError::new_err(format!(
+            "high ({high}) must be >= low ({low}) must be >= 0"
+        )));
+    }
+    let stream = this.get().stream(this.py());
+    stream.high_water.set(usize::try_from(high)?);
+    stream.low_water.set(usize::try_from(low)?);
+    keep_within_limits(this, stream)
+}

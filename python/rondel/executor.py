@@ -1,0 +1,164 @@
+"""Calls in threads: run_in_executor(), the default executor, name resolution."""
+
+import asyncio
+import concurrent.futures
+import ipaddress
+import logging
+import socket
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from .errors import ErrorHandling as _Base
+else:
+    _Base = object
+
+logger = logging.getLogger("asyncio")
+
+_T = TypeVar("_T")
+AddrInfo = tuple[int, int, int, str, Any]
+
+
+class Executing(_Base):
+    """``run_in_executor()`` and what rests on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._default_executor: concurrent.futures.ThreadPoolExecutor | None = None
+        self._executor_shutdown_called = False
+
+    def run_in_executor(
+        self, executor: concurrent.futures.Executor | None, func: Callable[..., _T], *args: Any
+    ) -> "asyncio.Future[_T]":
+        """Call ``func(*args)`` in an executor; None means the default one, a thread pool."""
+        self._check_closed()
+        if self.get_debug():
+            self._check_callback(func, "run_in_executor")
+        if executor is None:
+            if self._executor_shutdown_called:
+                raise RuntimeError("Executor shutdown has been called")
+            executor = self._default_executor
+            if executor is None:
+                executor = self._default_executor = concurrent.futures.ThreadPoolExecutor(
+                    thread_name_prefix="asyncio"
+                )
+        return asyncio.wrap_future(executor.submit(func, *args), loop=self)
+
+    def set_default_executor(self, executor: concurrent.futures.ThreadPoolExecutor) -> None:
+        """Set the executor for ``run_in_executor(None, …)``; must be a ThreadPoolExecutor."""
+        if not isinstance(executor, concurrent.futures.ThreadPoolExecutor):
+            raise TypeError("executor must be ThreadPoolExecutor instance")
+        self._default_executor = executor
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait until the default executor's threads are done, at most ``timeout`` seconds.
+
+        When the time is over a RuntimeWarning says so and the threads are left to themselves.
+        """
+        self._executor_shutdown_called = True
+        executor = self._default_executor
+        if executor is None:
+            return
+        future = self.create_future()
+        thread = threading.Thread(target=self._join_executor, args=(executor, future))
+        thread.start()
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError:
+            warnings.warn(
+                f"The executor did not finishing joining its threads within {timeout} seconds.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            executor.shutdown(wait=False)
+        else:
+            thread.join()
+
+    def _join_executor(
+        self, executor: concurrent.futures.Executor, future: "asyncio.Future[None]"
+    ) -> None:
+        try:
+            executor.shutdown(wait=True)
+            if not self.is_closed():
+                self.call_soon_threadsafe(_set_unless_done, future)
+        except Exception as exc:
+            if not self.is_closed() and not future.cancelled():
+                self.call_soon_threadsafe(future.set_exception, exc)
+
+    def _close_executor(self) -> None:
+        self._executor_shutdown_called = True
+        executor = self._default_executor
+        if executor is not None:
+            self._default_executor = None
+            executor.shutdown(wait=False)
+
+    async def getaddrinfo(
+        self,
+        host: bytes | str | None,
+        port: bytes | str | int | None,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[AddrInfo]:
+        """Resolve a name as ``socket.getaddrinfo()`` does, without blocking the loop.
+
+        Addresses (``"127.0.0.1"``, ``"::1"``) are answered at once.
+        """
+        resolve: Callable[..., list[AddrInfo]] = socket.getaddrinfo
+        if self.get_debug():
+            resolve = self._getaddrinfo_debug
+        elif is_literal(host) and (port is None or isinstance(port, int)):
+            # Needs no file and no server, so it cannot block.
+            flags |= socket.AI_NUMERICHOST
+            return socket.getaddrinfo(host, port, family, type, proto, flags)
+        return await self.run_in_executor(None, resolve, host, port, family, type, proto, flags)
+
+    def _getaddrinfo_debug(
+        self,
+        host: bytes | str | None,
+        port: bytes | str | int | None,
+        family: int,
+        type: int,
+        proto: int,
+        flags: int,
+    ) -> list[AddrInfo]:
+        what = [f"{host!s}:{port!r}"]
+        for name, value in (("family", family), ("type", type), ("proto", proto), ("flags", flags)):
+            if value:
+                what.append(f"{name}={value!r}")
+        question = ", ".join(what)
+        logger.debug("Get address info %s", question)
+        start = self.time()
+        answer: list[AddrInfo] = socket.getaddrinfo(host, port, family, type, proto, flags)
+        seconds = self.time() - start
+        level = logging.INFO if seconds >= self.slow_callback_duration else logging.DEBUG
+        message = f"Getting address info {question} took {seconds * 1e3:.3f}ms: {answer!r}"
+        logger.log(level, message)
+        return answer
+
+    async def getnameinfo(
+        self, sockaddr: tuple[str, int] | tuple[str, int, int, int], flags: int = 0
+    ) -> tuple[str, str]:
+        """Name an address as ``socket.getnameinfo()`` does, without blocking the loop."""
+        return await self.run_in_executor(None, socket.getnameinfo, sockaddr, flags)
+
+
+def _set_unless_done(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def is_literal(host: object) -> bool:
+    """Whether a host is an IPv4 or IPv6 address rather than a name."""
+    if not isinstance(host, str):
+        return False
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,117 @@
+"""The event loop: the native part plus what happens once per connection, or more rarely."""
+
+import asyncio
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from . import _rondel
+from .connecting import Connecting
+from .errors import ErrorHandling
+from .executor import Executing
+from .later import NotYet
+from .signals import Signals
+
+
+def _debug_by_default() -> bool:
+    """Whether new loops start in debug mode (python -X dev, PYTHONASYNCIODEBUG)."""
+    return sys.flags.dev_mode or (
+        not sys.flags.ignore_environment and bool(os.environ.get("PYTHONASYNCIODEBUG"))
+    )
+
+
+class Loop(
+    ErrorHandling,
+    Executing,
+    Signals,
+    Connecting,
+    NotYet,
+    _rondel.Loop,
+    asyncio.AbstractEventLoop,
+):
+    """An asyncio event loop whose engine is written in Rust.
+
+    It does what the asyncio documentation says of an event loop on Unix, and may be subclassed.
+    A loop belongs to the thread that runs it; only :meth:`call_soon_threadsafe` may be called from
+    others.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Loop":
+        # Subclasses may take arguments of their own.
+        return super().__new__(cls, debug=_debug_by_default())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asyncgens: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
+        self._asyncgens_shutdown_called = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} running={self.is_running()} "
+            f"closed={self.is_closed()} debug={self.get_debug()}>"
+        )
+
+    def close(self) -> None:
+        """Close the loop: drop what is queued, shut the executor down without waiting.
+
+        Does nothing on a closed loop. Raises RuntimeError while the loop runs.
+        """
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        self._log_debug("Close %r", self)
+        self._close_signals()
+        self._close()
+        self._close_executor()
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if not self.is_closed():
+            _warn(f"unclosed event loop {self!r}", ResourceWarning, source=self)
+            if not self.is_running():
+                self.close()
+
+    def _asyncgen_firstiter_hook(self, agen: AsyncGenerator[Any, Any]) -> None:
+        if self._asyncgens_shutdown_called:
+            warnings.warn(
+                f"asynchronous generator {agen!r} was scheduled after "
+                f"loop.shutdown_asyncgens() call",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+        self._asyncgens.add(agen)
+
+    def _asyncgen_finalizer_hook(self, agen: AsyncGenerator[Any, Any]) -> None:
+        self._asyncgens.discard(agen)
+        if not self.is_closed():
+            self.call_soon_threadsafe(self.create_task, agen.aclose())
+
+    async def shutdown_asyncgens(self) -> None:
+        """Close all asynchronous generators that are still being iterated (PEP 525)."""
+        self._asyncgens_shutdown_called = True
+        closing = list(self._asyncgens)
+        if not closing:
+            return
+        self._asyncgens.clear()
+        results = await asyncio.gather(
+            *[agen.aclose() for agen in closing], return_exceptions=True
+        )
+        for result, agen in zip(results, closing, strict=True):
+            if isinstance(result, Exception):
+                self.call_exception_handler(
+                    {
+                        "message": "an error occurred during closing of "
+                        f"asynchronous generator {agen!r}",
+                        "exception": result,
+                        "asyncgen": agen,
+                    }
+                )
+
+
+def new_event_loop() -> Loop:
+    """Make a new event loop; the caller closes it."""
+    return Loop()

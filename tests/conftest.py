@@ -1,0 +1,140 @@
+"""Fixtures for every test: which loop a test runs on, and the limits it runs under.
+
+Most tests run twice, on asyncio's own selector loop and on rondel's. asyncio is the oracle: an
+assertion that does not hold there says nothing about rondel.
+"""
+
+import asyncio
+import faulthandler
+import gc
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import LoopFactory, run_on
+
+#: Seconds after which a test fails, unless it sets its own with ``pytest.mark.timeout``.
+TEST_LIMIT = 30
+#: Seconds after which the process is ended with every thread's stack, for a loop that is stuck
+#: in native code, where no Python signal handler (hence no pytest-timeout) gets to run.
+HARD_LIMIT = 240
+
+_stderr = -1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _stderr
+    # Capturing replaces fd 2 while tests run; the stacks must reach the terminal.
+    _stderr = os.dup(2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    os.close(_stderr)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_LIMIT))
+        if "rondel_loop" in getattr(item, "fixturenames", ()):
+            # `-k "not rondel"` runs the suite on asyncio alone, without the extension.
+            item.extra_keyword_matches.add("rondel")
+
+
+@pytest.fixture(autouse=True)
+def hard_limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    """End the process if the test outlives even its own time limit."""
+    marker = request.node.get_closest_marker("timeout")
+    own = marker.args[0] if marker is not None and marker.args else TEST_LIMIT
+    faulthandler.dump_traceback_later(max(HARD_LIMIT, 2 * own), exit=True, file=_stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(params=["asyncio", "rondel"])
+def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
+    """A callable that makes a loop: the test runs once with asyncio's and once with rondel's."""
+    if request.param == "asyncio":
+        return asyncio.SelectorEventLoop
+    import rondel
+
+    return rondel.new_event_loop
+
+
+@pytest.fixture
+def reported() -> list[dict[str, Any]]:
+    """The contexts given to the exception handler of ``loop``.
+
+    A test that asks for this expects some and checks them itself; for any other test one
+    context is a failure.
+    """
+    return []
+
+
+def _managed(
+    loop: asyncio.AbstractEventLoop,
+    reported: list[dict[str, Any]],
+    expects_reports: bool,
+) -> Iterator[asyncio.AbstractEventLoop]:
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    try:
+        yield loop
+    finally:
+        if not loop.is_closed():
+            _finish(loop)
+    # A future whose exception nobody took reports it when it is collected.
+    gc.collect()
+    if not expects_reports:
+        assert reported == [], "the exception handler was called"
+
+
+def _finish(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what the test left behind and close the loop, as asyncio.Runner does."""
+    try:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+
+
+@pytest.fixture
+def loop(
+    loop_factory: LoopFactory,
+    reported: list[dict[str, Any]],
+    request: pytest.FixtureRequest,
+) -> Iterator[asyncio.AbstractEventLoop]:
+    """An open loop, closed after the test. It is not the current loop of the thread."""
+    yield from _managed(loop_factory(), reported, _asked_for_reports(request))
+
+
+@pytest.fixture
+def rondel_loop(
+    reported: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> Iterator[asyncio.AbstractEventLoop]:
+    """A rondel loop, for what is said of rondel alone."""
+    import rondel
+
+    yield from _managed(rondel.new_event_loop(), reported, _asked_for_reports(request))
+
+
+def _asked_for_reports(request: pytest.FixtureRequest) -> bool:
+    """Whether the test function itself, not only ``loop``, names ``reported``."""
+    function = getattr(request.node, "function", None)
+    code = getattr(function, "__code__", None)
+    return code is not None and "reported" in code.co_varnames[: code.co_argcount]
+
+
+@pytest.fixture
+def run(loop: asyncio.AbstractEventLoop) -> Callable[..., Any]:
+    """``run(main, *args)`` runs the coroutine function on ``loop`` and returns its result."""
+
+    def runner(main: Callable[..., Any], *args: Any, limit: float = 15) -> Any:
+        return run_on(loop, main, *args, limit=limit)
+
+    return runner

@@ -1,0 +1,630 @@
+"""create_connection with every argument but ssl: addresses, sockets, eyeballs, errors."""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from support import (
+    HOST,
+    Recorder,
+    has_ipv6,
+    listening_socket,
+    needs_ipv6,
+    open_fds,
+    skip_if_asyncio_errs,
+    tcp_pair,
+    unused_port,
+    until,
+)
+
+Loop = asyncio.AbstractEventLoop
+Run = Callable[..., Any]
+
+STREAM = socket.SOCK_STREAM
+TCP = socket.IPPROTO_TCP
+
+
+def info(host: str, port: int) -> tuple[Any, ...]:
+    """A row as getaddrinfo gives it."""
+    if ":" in host:
+        return socket.AF_INET6, STREAM, TCP, "", (host, port, 0, 0)
+    return socket.AF_INET, STREAM, TCP, "", (host, port)
+
+
+def resolve_to(loop: Loop, *rows: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Let loop.getaddrinfo answer with rows; the calls are appended to the list returned."""
+    calls: list[tuple[Any, ...]] = []
+
+    async def getaddrinfo(
+        host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[tuple[Any, ...]]:
+        calls.append((host, port, family, type, proto, flags))
+        return list(rows)
+
+    loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign]
+    return calls
+
+
+@contextlib.asynccontextmanager
+async def listener(host: str = HOST) -> AsyncIterator[tuple[socket.socket, int]]:
+    """A listening socket that accepts by itself (its backlog), and its port."""
+    with listening_socket(host=host) as sock:
+        yield sock, sock.getsockname()[1]
+
+
+async def finish(transport: asyncio.BaseTransport) -> None:
+    assert isinstance(transport, asyncio.Transport)
+    transport.abort()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+# --- connecting --------------------------------------------------------------------------------
+
+
+def test_returns_the_transport_and_the_protocol_after_connection_made(loop: Loop, run: Run) -> None:
+    made: list[Recorder] = []
+
+    def factory() -> Recorder:
+        made.append(Recorder())
+        return made[-1]
+
+    async def main() -> None:
+        async with listener() as (_, port):
+            transport, protocol = await loop.create_connection(factory, HOST, port)
+            assert made == [protocol]
+            assert protocol.transport is transport
+            assert protocol.events == ["made"]
+            assert isinstance(transport, asyncio.Transport)
+            assert transport.get_extra_info("peername") == (HOST, port)
+            await finish(transport)
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", [HOST, "localhost", b"127.0.0.1"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_forms_of_host_and_port(loop: Loop, run: Run, host: Any, as_text: bool) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            given = str(port) if as_text else port
+            transport, _ = await loop.create_connection(Recorder, host, given)
+            assert transport.get_extra_info("peername") == (HOST, port)
+            await finish(transport)
+
+    run(main)
+
+
+def test_host_of_none_is_the_loopback(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            transport, _ = await loop.create_connection(
+                Recorder, None, port, family=socket.AF_INET
+            )
+            assert transport.get_extra_info("peername") == (HOST, port)
+            await finish(transport)
+
+    run(main)
+
+
+@needs_ipv6
+def test_ipv6(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener("::1") as (_, port):
+            transport, _ = await loop.create_connection(Recorder, "::1", port)
+            assert transport.get_extra_info("peername") == ("::1", port, 0, 0)
+            assert transport.get_extra_info("socket").family == socket.AF_INET6
+            await finish(transport)
+
+    run(main)
+
+
+def test_no_delay_is_set(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            transport, _ = await loop.create_connection(Recorder, HOST, port)
+            sock = transport.get_extra_info("socket")
+            assert sock.getsockopt(TCP, socket.TCP_NODELAY) != 0
+            await finish(transport)
+
+    run(main)
+
+
+def test_resolver_gets_the_arguments(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            calls = resolve_to(loop, info(HOST, port))
+            transport, _ = await loop.create_connection(
+                Recorder,
+                "name.invalid",
+                port,
+                family=socket.AF_INET,
+                proto=TCP,
+                flags=socket.AI_ADDRCONFIG,
+            )
+            await finish(transport)
+            assert calls[0] == (
+                "name.invalid", port, socket.AF_INET, STREAM, TCP, socket.AI_ADDRCONFIG,
+            )  # fmt: skip
+
+    run(main)
+
+
+def test_address_literals_are_not_resolved(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            calls = resolve_to(loop)
+            transport, _ = await loop.create_connection(Recorder, HOST, port)
+            await finish(transport)
+            assert calls == []
+
+    run(main)
+
+
+def test_next_address_is_tried_when_one_refuses(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            resolve_to(loop, info(HOST, unused_port()), info("127.0.0.2", port), info(HOST, port))
+            transport, _ = await loop.create_connection(Recorder, "name.invalid", 1)
+            assert transport.get_extra_info("peername") == (HOST, port)
+            await finish(transport)
+
+    run(main)
+
+
+def test_families_that_do_not_fit_the_machine_are_passed_over(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            strange = (socket.AF_NETLINK, STREAM, TCP, "", (HOST, port))
+            resolve_to(loop, strange, info(HOST, port))
+            transport, _ = await loop.create_connection(Recorder, "name.invalid", 1)
+            assert transport.get_extra_info("peername") == (HOST, port)
+            await finish(transport)
+
+    run(main)
+
+
+@needs_ipv6
+def test_family_restricts_a_literal(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            with pytest.raises(OSError):
+                await loop.create_connection(Recorder, HOST, port, family=socket.AF_INET6)
+
+    run(main)
+
+
+# --- local_addr --------------------------------------------------------------------------------
+
+
+def test_local_addr(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (sock, port):
+            wanted = unused_port()
+            transport, _ = await loop.create_connection(
+                Recorder, HOST, port, local_addr=("127.0.0.3", wanted)
+            )
+            assert transport.get_extra_info("sockname") == ("127.0.0.3", wanted)
+            await until(lambda: sock.accept()[1] == ("127.0.0.3", wanted))
+            await finish(transport)
+
+    run(main)
+
+
+def test_local_addr_that_is_taken(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port), listener() as (_, taken):
+            with pytest.raises(OSError) as caught:
+                await loop.create_connection(Recorder, HOST, port, local_addr=(HOST, taken))
+            assert caught.value.errno == errno.EADDRINUSE
+            reason = "address already in use"
+            if sys.version_info >= (3, 13):
+                reason = f"[errno {errno.EADDRINUSE}] {reason}"
+            assert caught.value.strerror == (
+                f"error while attempting to bind on address ('{HOST}', {taken}): {reason}"
+            )
+
+    run(main)
+
+
+@needs_ipv6
+def test_local_addr_of_another_family(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            with pytest.raises(
+                OSError, match=r"^no matching local address with family=.*2.* found$"
+            ):
+                await loop.create_connection(Recorder, HOST, port, local_addr=("::1", 0))
+
+    run(main)
+
+
+# --- sock --------------------------------------------------------------------------------------
+
+
+def test_sock_is_used_as_it_is(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        with tcp_pair(blocking=True) as (near, far):
+            fd = near.fileno()
+            transport, protocol = await loop.create_connection(Recorder, sock=near)
+            assert transport.get_extra_info("socket").fileno() == fd
+            assert near.gettimeout() == 0
+            far.sendall(b"data")
+            await until(lambda: protocol.data == b"data")
+            await finish(transport)
+
+    run(main)
+
+
+def test_sock_is_closed_with_the_transport(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        with tcp_pair() as (near, _):
+            transport, _ = await loop.create_connection(Recorder, sock=near)
+            await finish(transport)
+            assert near.fileno() == -1
+
+    run(main)
+
+
+def test_sock_and_host_conflict_before_the_socket_is_touched(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        with tcp_pair(blocking=True) as (near, _):
+            for host, port in ((HOST, 80), (None, 80), (HOST, None)):
+                with pytest.raises(
+                    ValueError,
+                    match=r"^host/port and sock can not be specified at the same time$",
+                ):
+                    await loop.create_connection(Recorder, host, port, sock=near)  # type: ignore[call-overload]
+            assert near.fileno() != -1
+            assert near.gettimeout() is None
+
+    run(main)
+
+
+def test_sock_must_be_a_stream_socket(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            with pytest.raises(ValueError) as caught:
+                await loop.create_connection(Recorder, sock=sock)
+            assert str(caught.value) == f"A Stream Socket was expected, got {sock!r}"
+            assert sock.fileno() != -1
+
+    run(main)
+
+
+def test_sock_of_another_transport_is_refused(loop: Loop, run: Run) -> None:
+    skip_if_asyncio_errs(loop, "a second transport takes the socket", until=(3, 12))
+
+    async def main() -> None:
+        with tcp_pair() as (near, far):
+            transport, _ = await loop.create_connection(Recorder, sock=near)
+            with pytest.raises(
+                RuntimeError, match=r"^File descriptor <socket.* is used by transport <.*>$"
+            ):
+                await loop.create_connection(Recorder, sock=near)
+            far.close()
+            await finish(transport)
+
+
+def test_neither_address_nor_sock(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        with pytest.raises(
+            ValueError, match=r"^host and port was not specified and no sock specified$"
+        ):
+            await loop.create_connection(Recorder)  # type: ignore[call-overload]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("server_hostname", "name"), ("ssl_handshake_timeout", 1), ("ssl_shutdown_timeout", 1)],
+)
+def test_tls_arguments_without_tls(loop: Loop, run: Run, argument: str, value: Any) -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match=rf"^{argument} is only meaningful with ssl$"):
+            await loop.create_connection(Recorder, HOST, 1, **{argument: value})
+
+    run(main)
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def test_refused(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        port = unused_port()
+        with pytest.raises(ConnectionRefusedError) as caught:
+            await loop.create_connection(Recorder, HOST, port)
+        assert caught.value.errno == errno.ECONNREFUSED
+        assert caught.value.strerror == f"Connect call failed ('{HOST}', {port})"
+
+    run(main)
+
+
+def test_errors_that_read_alike_become_one(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        port = unused_port()
+        resolve_to(loop, info(HOST, port), info(HOST, port))
+        with pytest.raises(ConnectionRefusedError):
+            await loop.create_connection(Recorder, "name.invalid", port)
+
+    run(main)
+
+
+def test_errors_that_differ_are_listed(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        port = unused_port()
+        resolve_to(loop, info(HOST, port), info("127.0.0.2", port))
+        with pytest.raises(OSError) as caught:
+            await loop.create_connection(Recorder, "name.invalid", port)
+        assert type(caught.value) is OSError
+        assert str(caught.value) == (
+            "Multiple exceptions: "
+            f"[Errno 111] Connect call failed ('{HOST}', {port}), "
+            f"[Errno 111] Connect call failed ('127.0.0.2', {port})"
+        )
+
+    run(main)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="all_errors is new in 3.12")
+def test_all_errors(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        port = unused_port()
+        resolve_to(loop, info(HOST, port), info("127.0.0.2", port))
+        with pytest.raises(ExceptionGroup) as caught:
+            await loop.create_connection(Recorder, "name.invalid", port, all_errors=True)
+        assert caught.value.message == "create_connection failed"
+        assert [type(exc) for exc in caught.value.exceptions] == [ConnectionRefusedError] * 2
+        assert [str(exc) for exc in caught.value.exceptions] == [
+            f"[Errno 111] Connect call failed ('{host}', {port})" for host in (HOST, "127.0.0.2")
+        ]
+        resolve_to(loop, info(HOST, port))
+        with pytest.raises(ExceptionGroup) as caught:
+            await loop.create_connection(Recorder, "name.invalid", port, all_errors=True)
+        assert len(caught.value.exceptions) == 1
+
+    run(main)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="without all_errors until 3.11")
+def test_all_errors_is_unknown_yet(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        with pytest.raises(TypeError, match="all_errors"):
+            await loop.create_connection(Recorder, HOST, 1, all_errors=True)
+
+    run(main)
+
+
+def test_resolver_that_finds_nothing(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        resolve_to(loop)
+        with pytest.raises(OSError, match=r"^getaddrinfo\(\) returned empty list$"):
+            await loop.create_connection(Recorder, "name.invalid", 80)
+        with pytest.raises(OSError, match=r"^getaddrinfo\(\) returned empty list$"):
+            await loop.create_connection(Recorder, HOST, 80, local_addr=("name.invalid", 0))
+
+    run(main)
+
+
+def test_resolver_error_is_passed_on(loop: Loop, run: Run) -> None:
+    async def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    async def main() -> None:
+        loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign]
+        with pytest.raises(socket.gaierror, match="no such name"):
+            await loop.create_connection(Recorder, "name.invalid", 80)
+
+    run(main)
+
+
+def test_factory_that_fails(loop: Loop, run: Run) -> None:
+    def factory() -> asyncio.Protocol:
+        raise LookupError("no protocol today")
+
+    async def main() -> None:
+        async with listener() as (sock, port):
+            with pytest.raises(LookupError, match="no protocol today"):
+                await loop.create_connection(factory, HOST, port)
+            accepted: list[socket.socket] = []
+            await until(lambda: accepted or accepted.append(sock.accept()[0]))
+            accepted[0].close()
+
+    run(main)
+
+
+def test_failures_leave_no_descriptors(loop: Loop, run: Run) -> None:
+    async def fail_often() -> None:
+        resolve_to(loop, info(HOST, unused_port()), info("127.0.0.2", unused_port()))
+        for _ in range(20):
+            with pytest.raises(OSError):
+                await loop.create_connection(Recorder, "name.invalid", 1)
+            with pytest.raises(OSError):
+                await loop.create_connection(
+                    Recorder, "name.invalid", 1, local_addr=("192.0.2.1", 0)
+                )
+
+    run(fail_often)
+    before = open_fds()
+    run(fail_often)
+    assert open_fds() == before
+
+
+def test_cancelled_while_connecting(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        # The backlog is full, so that the next connection is not answered.
+        with listening_socket(backlog=0) as sock, contextlib.ExitStack() as stack:
+            address = sock.getsockname()
+            while True:
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(address)
+                await asyncio.sleep(0.01)
+                try:
+                    filler.getpeername()
+                except OSError:
+                    break
+            before = open_fds()
+            task = loop.create_task(loop.create_connection(Recorder, *address))
+            await asyncio.sleep(0.02)
+            assert not task.done()
+            assert open_fds() == before + 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert open_fds() == before
+
+    run(main)
+
+
+# --- happy eyeballs ----------------------------------------------------------------------------
+
+
+def connects(loop: Loop, script: dict[str, float | OSError]) -> list[str]:
+    """Let sock_connect to a host take script[host] seconds, or fail; hosts are noted in order."""
+    tried: list[str] = []
+    real = loop.sock_connect
+
+    async def sock_connect(sock: socket.socket, address: Any) -> None:
+        tried.append(address[0])
+        step = script[address[0]]
+        if isinstance(step, OSError):
+            raise step
+        await asyncio.sleep(step)
+        await real(sock, address)
+
+    loop.sock_connect = sock_connect  # type: ignore[method-assign]
+    return tried
+
+
+def test_happy_eyeballs_overtake_a_slow_address(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            tried = connects(loop, {"127.0.0.2": 60, HOST: 0, "127.0.0.3": 60})
+            resolve_to(
+                loop, info("127.0.0.2", port), info(HOST, port), info("127.0.0.3", port)
+            )
+            started = time.monotonic()
+            transport, _ = await loop.create_connection(
+                Recorder, "name.invalid", port, happy_eyeballs_delay=0.05
+            )
+            assert 0.05 <= time.monotonic() - started < 5
+            assert transport.get_extra_info("peername") == (HOST, port)
+            assert tried == ["127.0.0.2", HOST]
+            await finish(transport)
+
+    run(main)
+
+
+def test_happy_eyeballs_do_not_wait_after_a_failure(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            tried = connects(loop, {"127.0.0.2": OSError("no"), HOST: 0})
+            resolve_to(loop, info("127.0.0.2", port), info(HOST, port))
+            started = time.monotonic()
+            transport, _ = await loop.create_connection(
+                Recorder, "name.invalid", port, happy_eyeballs_delay=60
+            )
+            assert time.monotonic() - started < 5
+            assert tried == ["127.0.0.2", HOST]
+            await finish(transport)
+
+    run(main)
+
+
+def test_happy_eyeballs_close_the_losers(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            connects(loop, {"127.0.0.2": 60, HOST: 0})
+            resolve_to(loop, info("127.0.0.2", port), info(HOST, port))
+            before = open_fds()
+            transport, _ = await loop.create_connection(
+                Recorder, "name.invalid", port, happy_eyeballs_delay=0.01
+            )
+            assert open_fds() == before + 1
+            await finish(transport)
+            assert open_fds() == before
+
+    run(main)
+
+
+def test_happy_eyeballs_that_all_fail(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        connects(loop, {"127.0.0.2": OSError(1, "first"), HOST: OSError(2, "second")})
+        resolve_to(loop, info("127.0.0.2", 1), info(HOST, 1))
+        with pytest.raises(OSError) as caught:
+            await loop.create_connection(
+                Recorder, "name.invalid", 1, happy_eyeballs_delay=0.01
+            )
+        assert str(caught.value) == "Multiple exceptions: [Errno 1] first, [Errno 2] second"
+
+    run(main)
+
+
+SIX = ["2001:db8::1", "2001:db8::2", "2001:db8::3"]
+FOUR = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on the loopback interface")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, SIX + FOUR),
+        ({"interleave": 0}, SIX + FOUR),
+        ({"interleave": 1}, [SIX[0], FOUR[0], SIX[1], FOUR[1], SIX[2], FOUR[2]]),
+        ({"interleave": 2}, [SIX[0], SIX[1], FOUR[0], SIX[2], FOUR[1], FOUR[2]]),
+        (
+            {"happy_eyeballs_delay": 0.5},
+            [SIX[0], FOUR[0], SIX[1], FOUR[1], SIX[2], FOUR[2]],
+        ),
+        ({"happy_eyeballs_delay": 0.5, "interleave": 0}, SIX + FOUR),
+    ],
+)
+def test_order_of_the_families(
+    loop: Loop, run: Run, arguments: dict[str, Any], expected: list[str]
+) -> None:
+    async def main() -> None:
+        # No packet leaves: sock_connect is the test's own.
+        tried = connects(loop, {host: OSError("no") for host in SIX + FOUR})
+        resolve_to(loop, *(info(host, 9) for host in SIX + FOUR))
+        with pytest.raises(OSError, match="no"):
+            await loop.create_connection(Recorder, "name.invalid", 9, **arguments)
+        assert tried == expected
+
+    run(main)
+
+
+def test_assigned_sock_connect_is_used(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with listener() as (_, port):
+            tried = connects(loop, {HOST: 0})
+            transport, _ = await loop.create_connection(Recorder, HOST, port)
+            assert tried == [HOST]
+            await finish(transport)
+
+    run(main)
+
+
+def test_many_connections_at_once(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        server = await loop.create_server(Recorder, HOST, 0)
+        address = server.sockets[0].getsockname()
+        pairs = await asyncio.gather(
+            *(loop.create_connection(Recorder, *address) for _ in range(200))
+        )
+        assert len({transport.get_extra_info("sockname") for transport, _ in pairs}) == 200
+        for transport, _ in pairs:
+            transport.close()
+        server.close()
+        await until(lambda: all(protocol.lost for _, protocol in pairs))
+
+    run(main)

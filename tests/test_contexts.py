@@ -1,0 +1,158 @@
+"""Contexts: in which contextvars.Context a scheduled callback runs."""
+
+import asyncio
+import contextvars
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support import run_turn
+
+Loop = asyncio.AbstractEventLoop
+
+var: contextvars.ContextVar[str] = contextvars.ContextVar("var", default="default")
+
+SCHEDULERS: dict[str, Callable[..., Any]] = {
+    "call_soon": lambda loop, *args, **kw: loop.call_soon(*args, **kw),
+    "call_soon_threadsafe": lambda loop, *args, **kw: loop.call_soon_threadsafe(*args, **kw),
+    "call_later": lambda loop, *args, **kw: loop.call_later(0, *args, **kw),
+    "call_at": lambda loop, *args, **kw: loop.call_at(0, *args, **kw),
+}
+each_scheduler = pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS.keys())
+
+
+@each_scheduler
+def test_callback_runs_in_the_context_of_the_call(loop: Loop, schedule: Callable[..., Any]) -> None:
+    seen: list[str] = []
+    token = var.set("at the call")
+    schedule(loop, lambda: seen.append(var.get()))
+    var.set("afterwards")
+    loop.stop()
+    loop.run_forever()
+    var.reset(token)
+    assert seen == ["at the call"]
+
+
+@each_scheduler
+def test_callback_cannot_change_the_callers_context(
+    loop: Loop, schedule: Callable[..., Any]
+) -> None:
+    seen: list[str] = []
+    schedule(loop, var.set, "changed")
+    schedule(loop, lambda: seen.append(var.get()))
+    loop.stop()
+    loop.run_forever()
+    assert seen == ["default"]
+    assert var.get() == "default"
+
+
+@each_scheduler
+def test_context_argument_is_used_itself(loop: Loop, schedule: Callable[..., Any]) -> None:
+    seen: list[str] = []
+    context = contextvars.copy_context()
+    context.run(var.set, "given")
+
+    def body() -> None:
+        seen.append(var.get())
+        var.set("changed")
+
+    schedule(loop, body, context=context)
+    loop.stop()
+    loop.run_forever()
+    assert seen == ["given"]
+    assert context[var] == "changed"
+    assert var.get() == "default"
+
+
+@each_scheduler
+def test_context_of_none_means_a_copy_of_the_current_one(
+    loop: Loop, schedule: Callable[..., Any]
+) -> None:
+    seen: list[str] = []
+    token = var.set("current")
+    schedule(loop, lambda: seen.append(var.get()), context=None)
+    var.reset(token)
+    loop.stop()
+    loop.run_forever()
+    assert seen == ["current"]
+
+
+def test_callbacks_that_share_a_context_see_each_others_changes(loop: Loop) -> None:
+    seen: list[str] = []
+    shared, other = contextvars.copy_context(), contextvars.copy_context()
+
+    def step(new: str) -> None:
+        seen.append(var.get())
+        var.set(new)
+
+    for context, new in (
+        (shared, "s1"),
+        (shared, "s2"),
+        (other, "o1"),
+        (shared, "s3"),
+        (other, "o2"),
+        (other, "o3"),
+        (shared, "s4"),
+    ):
+        loop.call_soon(step, new, context=context)
+    run_turn(loop)
+    assert seen == ["default", "s1", "default", "s2", "o1", "o2", "s3"]
+    assert (shared[var], other[var]) == ("s4", "o3")
+    assert var.get() == "default"
+
+
+def test_context_that_is_already_entered_is_reported_not_run(
+    loop: Loop, reported: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[str] = []
+    context = contextvars.copy_context()
+    loop.call_soon(seen.append, "ran", context=context)
+    loop.call_soon(seen.append, "the next callback")
+    loop.call_soon(loop.stop)
+    context.run(loop.run_forever)
+    assert seen == ["the next callback"]
+    message = f"cannot enter context: {context} is already entered"
+    if sys.version_info < (3, 12):
+        (report,) = reported
+        assert isinstance(report["exception"], RuntimeError)
+        assert str(report["exception"]) == message
+        assert report["message"].startswith("Exception in callback list.append")
+        return
+    # The handler is to run in that context too, which fails in the same way: both are logged.
+    assert reported == []
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("asyncio", logging.ERROR)
+    assert record.getMessage().startswith("Unhandled error in exception handler\ncontext: {")
+    assert message in record.getMessage()
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == message
+
+
+def test_shared_context_is_free_while_the_loop_does_not_run_it(loop: Loop) -> None:
+    context = contextvars.copy_context()
+    seen: list[str] = []
+    for i in range(3):
+        loop.call_soon(seen.append, f"callback {i}", context=context)
+    run_turn(loop)
+    context.run(seen.append, "between")
+    loop.call_soon(seen.append, "again", context=context)
+    run_turn(loop)
+    assert seen == ["callback 0", "callback 1", "callback 2", "between", "again"]
+
+
+def test_context_that_is_not_a_context_is_refused(
+    loop: Loop, reported: list[dict[str, Any]]
+) -> None:
+    # asyncio finds out when the callback runs, a native loop may say so at the call.
+    seen: list[str] = []
+    try:
+        loop.call_soon(seen.append, "ran", context=42)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    else:
+        run_turn(loop)
+        (report,) = reported
+        assert isinstance(report["exception"], (AttributeError, TypeError))
+    assert seen == []
