@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -52,10 +53,6 @@ class Environment:
     missing: dict[str, str]
     #: Extra environment variables for a loop's processes.
     variables: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    def without(self, name: str) -> str | None:
-        """Why the loop cannot be measured here, or None if it can."""
-        return self.missing.get(name)
 
 
 def run(command: Sequence[str | Path], what: str, **keywords: Any) -> str:
@@ -210,17 +207,12 @@ def build_wheel(python: Path, folder: Path, short: str) -> Path:
 
 def build_loadgen() -> Path:
     """The load generator's release binary."""
-    target = ROOT / "target" / "loadgen"
     manifest = HERE / "loadgen" / "Cargo.toml"
-    command: list[str | Path] = [
-        "cargo",
-        "build",
-        "--release",
-        "--locked",
-        "--manifest-path",
-        manifest,
-    ]
-    if not (target / "release" / "loadgen").exists():
+    binary = HERE / "loadgen" / "target" / "release" / "loadgen"
+    command: list[str | Path] = ["cargo", "build", "--release", "--locked"]
+    if not binary.exists():
         tell("building the load generator")
-    run([*command, "--target-dir", target], "building the load generator")
-    return target / "release" / "loadgen"
+    environment = {k: v for k, v in os.environ.items() if k != "CARGO_TARGET_DIR"}
+    what = "building the load generator"
+    run([*command, "--manifest-path", manifest], what, env=environment)
+    return binary

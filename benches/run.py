@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from rows import Row
 
 RESULTS = peers.HERE / "results"
 #: The quick run's measuring ends by then, so that all of it ends within three minutes.
-QUICK_BUDGET = 150.0
+QUICK_BUDGET = 140.0
 QUICK_IDLE_CONNECTIONS = 2_000
 #: More than this share of the machine in use by others spoils figures.
 QUIET = 0.10
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="where the figures go; benches/results without")
     parser.add_argument("--rounds", type=int, help="5; 3 in the quick run, as far as time allows")
+    parser.add_argument("--budget", type=float, help="seconds after which measuring ends")
     parser.add_argument("--duration", type=float, help="seconds of load per measurement")
     parser.add_argument("--wheel", type=Path, help="measure this rondel, not the checkout's")
     parser.add_argument("--baseline", type=Path, help="a second rondel, as a loop of its own")
@@ -109,6 +111,7 @@ class Run:
     def rounds(self, count: int, deadline: float | None) -> None:
         longest = 0.0
         for number in range(count):
+            began = time.monotonic()
             for row in self.rows:
                 if deadline is not None and time.monotonic() + longest > deadline:
                     self.cut_short = True
@@ -116,9 +119,10 @@ class Run:
                 if row.how is rows.How.IDLE and number and deadline is not None:
                     continue
                 start = time.monotonic()
+                self.rounds_done = number + 1
                 self.row(row, number, count)
                 longest = max(longest, time.monotonic() - start)
-                self.rounds_done = number + 1
+            tell(f"round {number + 1} of {count} took {time.monotonic() - began:.0f} s")
 
     def row(self, row: Row, number: int, count: int) -> None:
         # Each round begins with another loop, so that none always has the same neighbour.
@@ -181,12 +185,24 @@ def chosen_rows(options: argparse.Namespace, open_files: int) -> list[Row]:
     return [rows.fewer(row, most, "limit on open files") for row in found]
 
 
+def measure_all(run: Run, options: argparse.Namespace, rounds: int) -> list[str]:
+    """Runs the rounds, and tells what cut them short; what was measured by then is kept."""
+    budget = options.budget or (QUICK_BUDGET if options.quick else None)
+    try:
+        run.rounds(rounds, time.monotonic() + budget if budget else None)
+    except KeyboardInterrupt:
+        return [f"interrupted in round {run.rounds_done} of {rounds}"]
+    return [f"the time was up in round {run.rounds_done} of {rounds}"] if run.cut_short else []
+
+
 def main() -> None:
     options = parse()
     if options.list:
         for row in rows.ALL:
             print(f"{row.name:28} {'quick' if row.quick else '':6} {row.group}: {row.label}")
         return
+    # So that `timeout` keeps the figures, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = chosen_rows(options, measure.raise_file_limit())
     wanted = wanted_loops(options)
     environment = peers.prepare(
@@ -197,7 +213,7 @@ def main() -> None:
         baseline=options.baseline,
     )
     loadgen = peers.build_loadgen()
-    names = [name for name in wanted if environment.without(name) is None]
+    names = [name for name in wanted if name not in environment.missing]
     cores = measure.choose_cores()
     rounds = options.rounds or (3 if options.quick else 5)
     duration = options.duration or (0.3 if options.quick else 1.0)
@@ -212,24 +228,15 @@ def main() -> None:
     started = datetime.datetime.now(datetime.UTC)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        bench = Bench(
-            environment,
-            loadgen,
-            cores,
-            Path(folder),
-            duration,
-            warmup=0.1 if options.quick else 0.3,
-            passes=1 if options.quick else None,
-        )
+        warmup, passes = (0.1, 1) if options.quick else (0.3, None)
+        bench = Bench(environment, loadgen, cores, Path(folder), duration, warmup, passes)
         run = Run(bench, chosen, names)
-        run.rounds(rounds, start + QUICK_BUDGET if options.quick else None)
-    if run.cut_short:
-        warnings.append(f"the time was up in round {run.rounds_done} of {rounds}")
+        cut = measure_all(run, options, rounds)
+    whole = not options.rows and not options.loops and not cut
     results = {
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
         "quick": options.quick,
-        "complete": not options.rows and not options.loops,
         "rounds": run.rounds_done,
         "duration": duration,
         "python": environment.about,
@@ -237,20 +244,19 @@ def main() -> None:
         "versions": environment.versions,
         "loops": names,
         "missing": {name: environment.missing[name] for name in wanted if name not in names},
-        "warnings": warnings,
+        "warnings": warnings + cut,
         "rows": [run.result(row) for row in chosen],
     }
-    short = environment.about["short"]
-    part = "quick" if options.quick else ("full" if results["complete"] else "part")
-    path = options.json or RESULTS / f"{part}-{short}.json"
+    kind = "quick" if options.quick else ("full" if whole else "part")
+    path = options.json or RESULTS / f"{kind}-{environment.about['short']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(report.text(results))
     tell(f"figures: {path}")
-    write_docs = options.docs if options.docs is not None else part == "full"
+    write_docs = options.docs if options.docs is not None else kind == "full"
     if write_docs:
-        full = sorted(RESULTS.glob("full-*.json"))
-        report.write_docs([path, *(other for other in full if other != path)], environment.python)
+        others = sorted(RESULTS.glob("full-*.json"), reverse=True)
+        report.write_docs([path, *(o for o in others if o != path)], environment.python)
 
 
 if __name__ == "__main__":

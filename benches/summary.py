@@ -63,7 +63,12 @@ def best_peer(row: dict[str, Any]) -> str | None:
 
 
 def verdict(found: Spread) -> str:
-    """Whether a ratio to the best peer says that we are ahead, behind, or neither (noise)."""
+    """Whether a ratio to the best peer says that we are ahead, behind, or neither (noise).
+
+    A single sample says neither.
+    """
+    if found.count < 2:
+        return "level"
     if found.high < 1:
         return "ahead"
     return "behind" if found.low > 1 else "level"

@@ -27,7 +27,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import BinaryIO
 
-DEFAULT_FILES = ("40x10KiB", "20x1MiB", "4x16MiB", "1x128MiB")
+DEFAULT_FILES = ("40x10KiB", "20x1MiB", "4x16MiB", "1x64MiB")
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 BLOCK = 1 << 20
 

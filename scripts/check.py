@@ -189,7 +189,7 @@ def tests(environment: str, version: str, build: str) -> list[Step]:
         Step(
             f"pytest {version}",
             f"rondel's tests on CPython {version}",
-            (python(environment), "-m", "pytest"),
+            (python(environment), "-m", "pytest", "--continue-on-collection-errors"),
             limit=30,
             needs=(build,),
             counts=True,

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_LIMIT))
-        if "rondel_loop" in getattr(item, "fixturenames", ()):
+        if not {"rondel", "rondel_loop"}.isdisjoint(getattr(item, "fixturenames", ())):
             # `-k "not rondel"` runs the suite on asyncio alone, without the extension.
             item.extra_keyword_matches.add("rondel")
 
@@ -121,6 +121,17 @@ def rondel_loop(
     import rondel
 
     yield from _managed(rondel.new_event_loop(), reported, _asked_for_reports(request))
+
+
+@pytest.fixture
+def rondel() -> Iterator[Any]:
+    """The package; asyncio's event loop policy is the default one before and restored after."""
+    import rondel
+
+    before = asyncio.events._event_loop_policy  # type: ignore[attr-defined]
+    asyncio.events._event_loop_policy = None  # type: ignore[attr-defined]
+    yield rondel
+    asyncio.events._event_loop_policy = before  # type: ignore[attr-defined]
 
 
 def _asked_for_reports(request: pytest.FixtureRequest) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-
 from support import (
     HOST,
     Recorder,
@@ -20,8 +19,8 @@ from support import (
     open_fds,
     skip_if_asyncio_errs,
     tcp_pair,
-    unused_port,
     until,
+    unused_port,
 )
 
 Loop = asyncio.AbstractEventLoop
@@ -105,9 +104,7 @@ def test_forms_of_host_and_port(loop: Loop, run: Run, host: Any, as_text: bool) 
 def test_host_of_none_is_the_loopback(loop: Loop, run: Run) -> None:
     async def main() -> None:
         async with listener() as (_, port):
-            transport, _ = await loop.create_connection(
-                Recorder, None, port, family=socket.AF_INET
-            )
+            transport, _ = await loop.create_connection(Recorder, None, port, family=socket.AF_INET)
             assert transport.get_extra_info("peername") == (HOST, port)
             await finish(transport)
 
@@ -395,15 +392,6 @@ def test_all_errors(loop: Loop, run: Run) -> None:
     run(main)
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="without all_errors until 3.11")
-def test_all_errors_is_unknown_yet(loop: Loop, run: Run) -> None:
-    async def main() -> None:
-        with pytest.raises(TypeError, match="all_errors"):
-            await loop.create_connection(Recorder, HOST, 1, all_errors=True)
-
-    run(main)
-
-
 def test_resolver_that_finds_nothing(loop: Loop, run: Run) -> None:
     async def main() -> None:
         resolve_to(loop)
@@ -510,9 +498,7 @@ def test_happy_eyeballs_overtake_a_slow_address(loop: Loop, run: Run) -> None:
     async def main() -> None:
         async with listener() as (_, port):
             tried = connects(loop, {"127.0.0.2": 60, HOST: 0, "127.0.0.3": 60})
-            resolve_to(
-                loop, info("127.0.0.2", port), info(HOST, port), info("127.0.0.3", port)
-            )
+            resolve_to(loop, info("127.0.0.2", port), info(HOST, port), info("127.0.0.3", port))
             started = time.monotonic()
             transport, _ = await loop.create_connection(
                 Recorder, "name.invalid", port, happy_eyeballs_delay=0.05
@@ -562,9 +548,7 @@ def test_happy_eyeballs_that_all_fail(loop: Loop, run: Run) -> None:
         connects(loop, {"127.0.0.2": OSError(1, "first"), HOST: OSError(2, "second")})
         resolve_to(loop, info("127.0.0.2", 1), info(HOST, 1))
         with pytest.raises(OSError) as caught:
-            await loop.create_connection(
-                Recorder, "name.invalid", 1, happy_eyeballs_delay=0.01
-            )
+            await loop.create_connection(Recorder, "name.invalid", 1, happy_eyeballs_delay=0.01)
         assert str(caught.value) == "Multiple exceptions: [Errno 1] first, [Errno 2] second"
 
     run(main)

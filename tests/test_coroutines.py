@@ -285,7 +285,7 @@ def test_rondel_coroutine_without_a_yield(rondel_loop: Loop) -> None:
 
 
 def test_rondel_coroutine_keeps_name_and_docstring() -> None:
-    import rondel  # noqa: F401
+    import rondel
 
     old_style = generator_based()
     assert old_style.__name__ == "old_style"
@@ -359,7 +359,8 @@ def test_generator_hooks_are_the_loops_while_it_runs(loop: Loop, run: Run) -> No
 
     async def main() -> None:
         hooks = sys.get_asyncgen_hooks()
-        assert hooks.firstiter is not None and hooks.finalizer is not None
+        assert hooks.firstiter is not None
+        assert hooks.finalizer is not None
         assert hooks != before
 
     run(main)
@@ -376,7 +377,8 @@ def test_generator_hooks_of_the_program_are_restored(loop: Loop, run: Run) -> No
     try:
         run(asyncio.sleep, 0)
         hooks = sys.get_asyncgen_hooks()
-        assert hooks.firstiter is firstiter and hooks.finalizer is finalizer
+        assert hooks.firstiter is firstiter
+        assert hooks.finalizer is finalizer
         loop.call_soon(sys.exit)
         with pytest.raises(SystemExit):
             loop.run_forever()

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from support import (
     HOST,
     Recorder,
@@ -18,8 +17,8 @@ from support import (
     open_fds,
     skip_if_asyncio_errs,
     tcp_pair,
-    unused_port,
     until,
+    unused_port,
 )
 
 Loop = asyncio.AbstractEventLoop
@@ -225,15 +224,6 @@ def test_keep_alive(loop: Loop, run: Run, given: bool | None, expected: int) -> 
     run(main)
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="without keep_alive until 3.12")
-def test_keep_alive_is_unknown_yet(loop: Loop, run: Run) -> None:
-    async def main() -> None:
-        with pytest.raises(TypeError, match="keep_alive"):
-            await loop.create_server(Echo, HOST, 0, keep_alive=True)
-
-    run(main)
-
-
 def test_backlog_is_given_to_listen(loop: Loop, run: Run) -> None:
     async def main() -> None:
         server = await loop.create_server(Echo, HOST, 0, backlog=7)
@@ -359,9 +349,7 @@ def test_address_that_is_not_ours(loop: Loop, run: Run) -> None:
             )
         else:
             assert caught.value.errno is None
-            assert str(caught.value) == (
-                "could not bind on any address out of [('192.0.2.1', 0)]"
-            )
+            assert str(caught.value) == ("could not bind on any address out of [('192.0.2.1', 0)]")
 
     run(main)
 
@@ -392,9 +380,7 @@ def test_failures_leave_no_descriptors(loop: Loop, run: Run) -> None:
 
 def test_ssl_must_be_a_context(loop: Loop, run: Run) -> None:
     async def main() -> None:
-        with pytest.raises(
-            TypeError, match=r"^ssl argument must be an SSLContext or None$"
-        ):
+        with pytest.raises(TypeError, match=r"^ssl argument must be an SSLContext or None$"):
             await loop.create_server(Echo, HOST, 0, ssl=True)  # type: ignore[call-overload]
 
     run(main)

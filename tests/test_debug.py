@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from support import LoopFactory, Recorder, connected, in_thread, run_turn, tcp_pair
 
 Loop = asyncio.AbstractEventLoop
@@ -69,7 +68,9 @@ def test_environment_switches_debug_on(
         environment["PYTHONASYNCIODEBUG"] = variable
     module = getattr(loop_factory, "__module__", "rondel")
     make = "asyncio.new_event_loop" if module.startswith("asyncio") else "rondel.new_event_loop"
-    code = f"import asyncio, {make.partition('.')[0]}; l = {make}(); print(l.get_debug()); l.close()"
+    code = (
+        f"import asyncio, {make.partition('.')[0]}; l = {make}(); print(l.get_debug()); l.close()"
+    )
     done = subprocess.run(
         [sys.executable, *args, "-c", code],
         env=environment,
@@ -132,9 +133,7 @@ def test_slow_timer_is_logged(loop: Loop, caplog: pytest.LogCaptureFixture) -> N
     )
 
 
-def test_slow_task_step_is_logged_as_the_task(
-    loop: Loop, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_slow_task_step_is_logged_as_the_task(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
     loop.set_debug(True)
     loop.slow_callback_duration = 0.02
 
@@ -186,9 +185,7 @@ def test_zero_duration_logs_every_callback(loop: Loop, caplog: pytest.LogCapture
 
 # --- the wrong thread --------------------------------------------------------------------------
 
-OTHER_THREAD = (
-    r"^Non-thread-safe operation invoked on an event loop other than the current one$"
-)
+OTHER_THREAD = r"^Non-thread-safe operation invoked on an event loop other than the current one$"
 CALLS: dict[str, Callable[[Any], Any]] = {
     "call_soon": lambda loop: loop.call_soon(callback),
     "call_later": lambda loop: loop.call_later(0, callback),

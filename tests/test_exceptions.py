@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from support import Recorder, connected, read_exactly, run_turn, until
 
 Loop = asyncio.AbstractEventLoop
@@ -312,7 +311,9 @@ def test_default_handler_in_debug_mode_shows_where_it_was_made(
     run_turn(loop)
     (message,) = logged(caplog)
     lines = message.splitlines()
-    assert lines[0] == f"Exception in callback fails() at {__file__}:{fails.__code__.co_firstlineno}"
+    assert (
+        lines[0] == f"Exception in callback fails() at {__file__}:{fails.__code__.co_firstlineno}"
+    )
     assert lines[1] == f"handle: {handle!r}"
     assert lines[2] == "source_traceback: Object created at (most recent call last):"
     assert re.fullmatch(rf'  File "{re.escape(__file__)}", line \d+, in test_default_.*', lines[-2])

@@ -92,7 +92,9 @@ def test_calls_run_side_by_side(loop: Loop, run: Run) -> None:
 
 def test_many_calls(loop: Loop, run: Run) -> None:
     async def main() -> list[int]:
-        return list(await asyncio.gather(*(loop.run_in_executor(None, abs, -i) for i in range(500))))
+        return list(
+            await asyncio.gather(*(loop.run_in_executor(None, abs, -i) for i in range(500)))
+        )
 
     assert run(main) == list(range(500))
 
@@ -294,12 +296,6 @@ def test_shutdown_within_its_timeout_does_not_warn(
 
     run(main)
     assert [str(w.message) for w in recwarn] == []
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="without a timeout until 3.11")
-def test_shutdown_takes_no_timeout_yet(loop: Loop) -> None:
-    with pytest.raises(TypeError):
-        loop.shutdown_default_executor(10)  # type: ignore[call-arg]
 
 
 def test_close_does_not_wait_for_running_calls(loop_factory: LoopFactory) -> None:

@@ -153,8 +153,10 @@ def test_private_names_that_programs_read(loop: Loop) -> None:
     assert timer._scheduled is True
     timer.cancel()
     soon.cancel()
-    assert soon._cancelled is True and timer._cancelled is True
-    assert soon._callback is None and soon._args is None
+    assert soon._cancelled is True
+    assert timer._cancelled is True
+    assert soon._callback is None
+    assert soon._args is None
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Handle.get_context is new in 3.12")
@@ -170,7 +172,8 @@ def test_handles_can_be_weakly_referenced_and_hashed(loop: Loop) -> None:
     ref = weakref.ref(handle)
     assert ref() is handle
     assert len({handle, other, handle}) == 2
-    assert handle != other and handle == handle
+    assert handle != other
+    assert handle == handle
     run_turn(loop)
     del handle
     assert ref() is None
@@ -193,10 +196,16 @@ def test_timer_handles_compare_by_their_deadline(loop: Loop) -> None:
     other = loop.call_at(1e9, callback, 1)
     assert (early < late, early <= late, early > late, early >= late) == (True, True, False, False)
     assert (late < early, late <= early, late > early, late >= early) == (False, False, True, True)
-    assert early == same and not early != same
-    assert early <= same and early >= same and not early < same and not early > same
+    assert early == same
+    assert not early != same
+    assert early <= same
+    assert early >= same
+    assert not early < same
+    assert not early > same
     # The same deadline with another callback or other arguments is not equal, and neither less.
-    assert early != other and not early <= other and not early >= other
+    assert early != other
+    assert not early <= other
+    assert not early >= other
     same.cancel()
     assert early != same
 
@@ -208,7 +217,7 @@ def test_timer_handles_compare_with_nothing_else(loop: Loop) -> None:
     for compare in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__"):
         assert getattr(timer, compare)(1e9) is NotImplemented
     with pytest.raises(TypeError, match="not supported between instances of"):
-        timer < 1e9  # type: ignore[operator]  # noqa: B015
+        timer < 1e9  # type: ignore[operator]
 
 
 def test_timer_handle_hashes_as_its_deadline(loop: Loop) -> None:

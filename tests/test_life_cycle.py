@@ -80,7 +80,8 @@ def test_running_loop_is_known_inside_only(loop: Loop) -> None:
 
     loop.call_soon(look)
     run_turn(loop)
-    assert len(seen) == 3 and all(found is loop for found in seen)
+    assert len(seen) == 3
+    assert all(found is loop for found in seen)
     assert asyncio._get_running_loop() is None
     with pytest.raises(RuntimeError, match=r"^no running event loop$"):
         asyncio.get_running_loop()
@@ -101,9 +102,7 @@ def test_loop_runs_in_a_thread_of_its_own(loop_factory: LoopFactory) -> None:
     assert results == [thread.ident]
 
 
-def test_two_loops_in_two_threads_talk_to_each_other(
-    loop: Loop, loop_factory: LoopFactory
-) -> None:
+def test_two_loops_in_two_threads_talk_to_each_other(loop: Loop, loop_factory: LoopFactory) -> None:
     other = loop_factory()
     count = 0
 
@@ -156,7 +155,8 @@ def test_subclass_of_the_loop_class_works(loop_factory: LoopFactory) -> None:
         assert named.run_until_complete(returns(5)) == 5
         assert named.name == "mine"
         # Tasks schedule their steps through the method, not round it.
-        assert counted and set(counted) == {"mine"}
+        assert counted
+        assert set(counted) == {"mine"}
     finally:
         named.close()
 
@@ -288,6 +288,7 @@ def skip_where_a_refused_run_ends_the_first(loop: Loop) -> None:
 
 def test_running_a_running_loop_is_refused(loop: Loop) -> None:
     skip_where_a_refused_run_ends_the_first(loop)
+
     async def nested() -> None:
         coro = returns(1)
         with pytest.raises(RuntimeError, match=r"^This event loop is already running$"):

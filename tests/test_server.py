@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-
 from support import HOST, Recorder, listening_socket, skip_if_asyncio_errs, until
 
 Loop = asyncio.AbstractEventLoop
@@ -421,15 +420,5 @@ def test_abort_clients_drops_what_is_unsent(run: Run) -> None:
                 while chunk := sock.recv(1 << 20):
                     received += len(chunk)
             assert received < size
-
-    run(main)
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="close_clients is new in 3.13")
-def test_clients_methods_are_not_there_yet(run: Run) -> None:
-    async def main() -> None:
-        async with serving() as s:
-            assert not hasattr(s.server, "close_clients")
-            assert not hasattr(s.server, "abort_clients")
 
     run(main)

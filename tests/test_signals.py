@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from support import LoopFactory, in_thread, run_turn, run_until
 
 Loop = asyncio.AbstractEventLoop

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-
 from support import HOST, listening_socket, read_to_end, tcp_pair, until
 
 Loop = asyncio.AbstractEventLoop
@@ -53,7 +52,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     while data := await reader.read(1 << 16):
         writer.write(data)
         await writer.drain()
-    writer.write_eof()
+    writer.close()
 
 
 def test_echo(run: Run) -> None:
@@ -227,7 +226,7 @@ def test_drain_after_the_loss_raises(run: Run) -> None:
             far.close()
             with pytest.raises(ConnectionError):
                 await draining
-            with pytest.raises(ConnectionResetError, match="Connection lost"):
+            with pytest.raises(ConnectionError):
                 await writer.drain()
             writer.close()
             with contextlib.suppress(ConnectionError):

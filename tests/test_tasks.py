@@ -41,7 +41,8 @@ def test_create_task_returns_a_task_that_is_a_future(loop: Loop, run: Run) -> No
         assert task.get_loop() is loop
         assert not task.done()
         assert await task == 1
-        assert task.done() and task.result() == 1
+        assert task.done()
+        assert task.result() == 1
 
     run(main)
 
@@ -152,7 +153,8 @@ def test_task_takes_a_turn_to_start_and_one_for_its_callbacks(loop: Loop) -> Non
     task = loop.create_task(body())
     task.add_done_callback(lambda _: seen.append("callback"))
     run_turn(loop)
-    assert seen == ["ran"] and task.done()
+    assert seen == ["ran"]
+    assert task.done()
     run_turn(loop)
     assert seen == ["ran", "callback"]
 
@@ -282,7 +284,8 @@ def test_eager_task_runs_to_its_first_wait_at_once(loop: Loop, run: Run) -> None
         loop.set_task_factory(asyncio.eager_task_factory)
         me = asyncio.current_task()
         task = asyncio.create_task(body(), name="mine")
-        assert seen == ["start"] and not task.done()
+        assert seen == ["start"]
+        assert not task.done()
         assert asyncio.current_task() is me
         assert task.get_name() == "mine"
         assert await task == "result"
@@ -299,7 +302,8 @@ def test_eager_task_that_never_waits_is_done_at_once(loop: Loop, run: Run) -> No
     async def main() -> None:
         loop.set_task_factory(asyncio.eager_task_factory)
         task = asyncio.create_task(body())
-        assert task.done() and task.result() == 42
+        assert task.done()
+        assert task.result() == 42
         assert await asyncio.gather(body(), body()) == [42, 42]
         async with asyncio.TaskGroup() as group:
             assert group.create_task(body()).done()
@@ -334,7 +338,8 @@ def test_current_task_and_all_tasks(loop: Loop, run: Run) -> None:
 
     async def main() -> None:
         me = asyncio.current_task()
-        assert me is not None and asyncio.current_task(loop) is me
+        assert me is not None
+        assert asyncio.current_task(loop) is me
         task = loop.create_task(child())
         assert asyncio.all_tasks() >= {me, task}
         assert await task is task
@@ -362,7 +367,8 @@ def test_ensure_future(loop: Loop, run: Run) -> None:
         future = loop.create_future()
         assert asyncio.ensure_future(future) is future
         task = asyncio.ensure_future(returns("ran"))
-        assert isinstance(task, asyncio.Task) and task.get_loop() is loop
+        assert isinstance(task, asyncio.Task)
+        assert task.get_loop() is loop
         wrapped = asyncio.ensure_future(Awaitable())
         assert isinstance(wrapped, asyncio.Task)
         assert await asyncio.gather(task, wrapped) == ["ran", "awaited"]
@@ -449,7 +455,8 @@ def test_cancel_before_the_start_never_runs_the_coroutine(loop: Loop, run: Run) 
         assert task.cancel() is True
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert task.cancelled() and task.cancel() is False
+        assert task.cancelled()
+        assert task.cancel() is False
 
     run(main)
     assert seen == []

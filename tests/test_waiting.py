@@ -57,7 +57,9 @@ def test_many_sleepers_at_once(run: Run) -> None:
 
 def test_gather_keeps_the_order_of_its_arguments(run: Run) -> None:
     async def main() -> None:
-        assert await asyncio.gather(returns("slow", 0.02), returns("quick"), returns("m", 0.01)) == [
+        assert await asyncio.gather(
+            returns("slow", 0.02), returns("quick"), returns("m", 0.01)
+        ) == [
             "slow",
             "quick",
             "m",
@@ -104,9 +106,11 @@ def test_wait_first_completed(loop: Loop, run: Run) -> None:
         quick = loop.create_task(returns("quick"))
         slow = loop.create_task(returns("slow", 60))
         done, pending = await asyncio.wait({quick, slow}, return_when=asyncio.FIRST_COMPLETED)
-        assert done == {quick} and pending == {slow}
+        assert done == {quick}
+        assert pending == {slow}
         done, pending = await asyncio.wait({slow}, timeout=0.01)
-        assert done == set() and pending == {slow}
+        assert done == set()
+        assert pending == {slow}
         slow.cancel()
 
     run(main)
@@ -202,7 +206,8 @@ def test_task_group_cancels_the_rest_when_one_fails(run: Run) -> None:
                     group.create_task(waits(i))
                 group.create_task(raises(ValueError("mine"), 0.01))
         (error,) = caught.value.exceptions
-        assert isinstance(error, ValueError) and str(error) == "mine"
+        assert isinstance(error, ValueError)
+        assert str(error) == "mine"
 
     run(main)
     assert sorted(cancelled) == [0, 1, 2]

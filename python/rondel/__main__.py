@@ -1,8 +1,12 @@
 """The command line: ``rondel run script.py`` and ``rondel run -m module``."""
 
 import argparse
+import importlib.machinery
+import io
+import os
 import runpy
 import sys
+import types
 
 from . import __version__
 from .policy import install
@@ -30,19 +34,59 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status unless the program itself exits."""
     options = _parser().parse_args(argv)
     install()
-    # The program must find what it would find under python: its arguments and its own folder.
+    # The program finds what it would find under python: its arguments and, first on the path, its
+    # own folder instead of rondel's.
     sys.argv = [options.program, *options.arguments]
     if options.module:
-        sys.path.insert(0, "")
-        runpy.run_module(options.program, run_name="__main__", alter_sys=True)
+        _set_first_path(os.getcwd())
+        _run_main_module(options.program)
+    elif os.path.isdir(options.program) or _is_archive(options.program):
+        _set_first_path(os.path.abspath(options.program))
+        _run_main_module("__main__", alter_argv=False)
     else:
-        import os
+        return _run_script(options.program)
+    return 0
 
-        if not os.path.exists(options.program):
-            print(f"rondel: can't open file {options.program!r}", file=sys.stderr)
-            return 2
-        sys.path.insert(0, os.path.dirname(os.path.abspath(options.program)))
-        runpy.run_path(options.program, run_name="__main__")
+
+def _set_first_path(folder: str) -> None:
+    if not sys.flags.safe_path:
+        sys.path[0] = folder
+
+
+def _run_main_module(name: str, *, alter_argv: bool = True) -> None:
+    # What python -m itself calls: the module becomes the real __main__, for pickle and for
+    # multiprocessing, and a missing one is an error message instead of a traceback.
+    runpy._run_module_as_main(name, alter_argv)  # type: ignore[attr-defined]
+
+
+def _is_archive(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError:
+        return False
+
+
+def _run_script(path: str) -> int:
+    path = os.path.join(os.getcwd(), path)
+    try:
+        with io.open_code(path) as file:
+            source = file.read()
+    except OSError as exc:
+        print(
+            f"rondel: can't open file {path!r}: [Errno {exc.errno}] {exc.strerror}",
+            file=sys.stderr,
+        )
+        return 2
+    _set_first_path(os.path.dirname(os.path.realpath(path)))
+    module = types.ModuleType("__main__")
+    module.__file__ = path
+    module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    module.__dict__["__builtins__"] = __builtins__
+    module.__dict__["__cached__"] = None
+    # A new module, that stays: threads and exit handlers of the program use it to the end.
+    sys.modules["__main__"] = module
+    exec(compile(source, path, "exec"), module.__dict__)
     return 0
 
 

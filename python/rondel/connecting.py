@@ -12,18 +12,17 @@ import itertools
 import logging
 import socket
 import ssl as ssl_module
+import sys
 from asyncio import staggered
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from .executor import AddrInfo, is_literal
 from .server import Server
+from .signals import Signals
 
 if TYPE_CHECKING:
-    from .executor import Executing as _Base
     from .loop import Loop
-else:
-    _Base = object
 
 logger = logging.getLogger("asyncio")
 
@@ -31,10 +30,10 @@ ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 Pair = tuple[asyncio.Transport, Any]
 
 
-class Connecting(_Base):
+class Connecting(Signals):
     """TCP clients and servers."""
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self,
         protocol_factory: ProtocolFactory,
         host: str | None = None,
@@ -55,9 +54,9 @@ class Connecting(_Base):
     ) -> Pair:
         """Connect to a stream server; return the transport and the protocol.
 
-        Either ``host`` and ``port`` or a connected ``sock``. With ``happy_eyeballs_delay`` (seconds)
-        the addresses of a host are raced as RFC 8305 describes. Raises OSError when no address could
-        be connected to (with ``all_errors``, an ExceptionGroup of all errors).
+        Either ``host`` and ``port`` or a connected ``sock``. With ``happy_eyeballs_delay``
+        (seconds) the addresses of a host are raced as RFC 8305 describes. Raises OSError when no
+        address could be connected to (with ``all_errors``, an ExceptionGroup of all errors).
         """
         _check_ssl_arguments(
             ssl,
@@ -82,6 +81,8 @@ class Connecting(_Base):
             )
             infos = await resolve((host, port))
             local_infos = await resolve(local_addr) if local_addr is not None else None
+            if not infos or local_infos == []:
+                raise OSError("getaddrinfo() returned empty list")
             if interleave:
                 infos = _interleave(infos, interleave)
             sock = await self._connect_any(infos, local_infos, happy_eyeballs_delay, all_errors)
@@ -93,9 +94,35 @@ class Connecting(_Base):
         transport, protocol = await self._transport_for(sock, protocol_factory)
         if self.get_debug():
             shown = transport.get_extra_info("socket")
-            logger.debug(
-                "%r connected to %s:%r: (%r, %r)", shown, host, port, transport, protocol
+            logger.debug("%r connected to %s:%r: (%r, %r)", shown, host, port, transport, protocol)
+        return transport, protocol
+
+    async def connect_accepted_socket(  # type: ignore[override]
+        self,
+        protocol_factory: ProtocolFactory,
+        sock: socket.socket,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Pair:
+        """Make a transport of a connection that the program accepted itself."""
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"A Stream Socket was expected, got {sock!r}")
+        _check_ssl_arguments(
+            ssl,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        _refuse_ssl_socket(sock)
+        if ssl:
+            raise NotImplementedError(
+                "rondel does not support loop.connect_accepted_socket(ssl=…) yet"
             )
+        transport, protocol = await self._transport_for(sock, protocol_factory)
+        if self.get_debug():
+            shown = transport.get_extra_info("socket")
+            logger.debug("%r handled: (%r, %r)", shown, transport, protocol)
         return transport, protocol
 
     async def _transport_for(self, sock: socket.socket, protocol_factory: ProtocolFactory) -> Pair:
@@ -128,12 +155,9 @@ class Connecting(_Base):
         info = _literal_info(host, port, family, type, proto, *address[2:])
         if info is not None:
             return [info]
-        infos = await self.getaddrinfo(
+        return await self.getaddrinfo(
             host, port, family=family, type=type, proto=proto, flags=flags
         )
-        if not infos:
-            raise OSError("getaddrinfo() returned empty list")
-        return infos
 
     async def _connect_any(
         self,
@@ -155,9 +179,7 @@ class Connecting(_Base):
             attempts = (
                 functools.partial(self._connect_one, errors, info, local_infos) for info in infos
             )
-            sock = (
-                await staggered.staggered_race(attempts, delay, loop=cast("Loop", self))
-            )[0]
+            sock = (await staggered.staggered_race(attempts, delay, loop=cast("Loop", self)))[0]
         if sock is not None:
             return sock
         try:
@@ -190,7 +212,7 @@ class Connecting(_Base):
                 sock.close()
             raise
         finally:
-            errors = mine = []
+            errors, mine = [], []
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Connect a socket of the program's to an address; a host name is resolved first."""
@@ -265,9 +287,7 @@ class Connecting(_Base):
             logger.info("%r is serving", server)
         return server
 
-    async def _resolve_hosts(
-        self, host: Any, port: Any, family: int, flags: int
-    ) -> list[AddrInfo]:
+    async def _resolve_hosts(self, host: Any, port: Any, family: int, flags: int) -> list[AddrInfo]:
         if host == "":
             hosts: Iterable[str | None] = [None]
         elif isinstance(host, str) or not isinstance(host, collections.abc.Iterable):
@@ -279,12 +299,10 @@ class Connecting(_Base):
         return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
     async def _resolve_host(self, host: Any, port: Any, family: int, flags: int) -> list[AddrInfo]:
-        try:
-            return await self._resolve((host, port), family=family, flags=flags)
-        except OSError as exc:
-            if exc.errno is None:
-                raise OSError(f"getaddrinfo({host!r}) returned empty list") from None
-            raise
+        infos = await self._resolve((host, port), family=family, flags=flags)
+        if not infos:
+            raise OSError(f"getaddrinfo({host!r}) returned empty list")
+        return infos
 
     def _bind_all(
         self, infos: list[AddrInfo], options: list[int], reuse_port: bool
@@ -316,11 +334,8 @@ class Connecting(_Base):
                 try:
                     sock.bind(address)
                 except OSError as exc:
-                    message = (
-                        f"error while attempting to bind on address {address!r}: "
-                        f"{str(exc).lower()}"
-                    )
-                    if exc.errno != errno.EADDRNOTAVAIL:
+                    message = _bind_error(address, exc)
+                    if exc.errno != errno.EADDRNOTAVAIL or sys.version_info < (3, 13):
                         raise OSError(exc.errno, message) from None
                     # The family is known but not enabled.
                     sockets.pop().close()
@@ -357,9 +372,14 @@ def _set_reuse_port(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except OSError:
         raise ValueError(
-            "reuse_port not supported by socket module, "
-            "SO_REUSEPORT defined but not implemented."
+            "reuse_port not supported by socket module, SO_REUSEPORT defined but not implemented."
         ) from None
+
+
+def _bind_error(address: object, exc: OSError) -> str:
+    # asyncio's words, which programs show to their users and some look at.
+    reason = str(exc) if sys.version_info >= (3, 13) else str(exc.strerror)
+    return f"error while attempting to bind on address {address!r}: {reason.lower()}"
 
 
 def _bind_any(
@@ -373,10 +393,7 @@ def _bind_any(
             sock.bind(address)
             return
         except OSError as exc:
-            message = (
-                f"error while attempting to bind on address {address!r}: {str(exc).lower()}"
-            )
-            errors.append(OSError(exc.errno, message))
+            errors.append(OSError(exc.errno, _bind_error(address, exc)))
     if errors:
         raise errors.pop()
     raise OSError(f"no matching local address with {family=} found")

@@ -4,19 +4,16 @@ import asyncio
 import logging
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ._rondel import Loop as _Base
-else:
-    _Base = object
+from . import _rondel
 
 logger = logging.getLogger("asyncio")
 
 Context = dict[str, Any]
 
 
-class ErrorHandling(_Base):
+class ErrorHandling(_rondel.Loop):
     """``call_exception_handler()`` and relatives, with asyncio's messages."""
 
     def default_exception_handler(self, context: Context) -> None:
@@ -24,9 +21,7 @@ class ErrorHandling(_Base):
         message = context.get("message") or "Unhandled exception in event loop"
         exception = context.get("exception")
         exc_info = (
-            (type(exception), exception, exception.__traceback__)
-            if exception is not None
-            else None
+            (type(exception), exception, exception.__traceback__) if exception is not None else None
         )
         handle = self._current_handle
         if "source_traceback" not in context and handle is not None and handle._source_traceback:

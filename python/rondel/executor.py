@@ -8,29 +8,31 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
-if TYPE_CHECKING:
-    from .errors import ErrorHandling as _Base
-else:
-    _Base = object
+from .errors import ErrorHandling
 
 logger = logging.getLogger("asyncio")
 
 _T = TypeVar("_T")
-AddrInfo = tuple[int, int, int, str, Any]
+_Ts = TypeVarTuple("_Ts")
+# (family, type, proto, canonname, sockaddr), as socket.getaddrinfo() returns it.
+AddrInfo = tuple[Any, Any, int, str, Any]
 
 
-class Executing(_Base):
+class Executing(ErrorHandling):
     """``run_in_executor()`` and what rests on it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._default_executor: concurrent.futures.ThreadPoolExecutor | None = None
+        self._default_executor: concurrent.futures.Executor | None = None
         self._executor_shutdown_called = False
 
     def run_in_executor(
-        self, executor: concurrent.futures.Executor | None, func: Callable[..., _T], *args: Any
+        self,
+        executor: concurrent.futures.Executor | None,
+        func: Callable[[*_Ts], _T],
+        *args: *_Ts,
     ) -> "asyncio.Future[_T]":
         """Call ``func(*args)`` in an executor; None means the default one, a thread pool."""
         self._check_closed()
@@ -46,7 +48,7 @@ class Executing(_Base):
                 )
         return asyncio.wrap_future(executor.submit(func, *args), loop=self)
 
-    def set_default_executor(self, executor: concurrent.futures.ThreadPoolExecutor) -> None:
+    def set_default_executor(self, executor: concurrent.futures.Executor) -> None:
         """Set the executor for ``run_in_executor(None, …)``; must be a ThreadPoolExecutor."""
         if not isinstance(executor, concurrent.futures.ThreadPoolExecutor):
             raise TypeError("executor must be ThreadPoolExecutor instance")
@@ -104,19 +106,22 @@ class Executing(_Base):
         type: int = 0,
         proto: int = 0,
         flags: int = 0,
-    ) -> list[AddrInfo]:
+    ) -> list[Any]:
         """Resolve a name as ``socket.getaddrinfo()`` does, without blocking the loop.
 
         Addresses (``"127.0.0.1"``, ``"::1"``) are answered at once.
         """
-        resolve: Callable[..., list[AddrInfo]] = socket.getaddrinfo
+        resolve: Callable[..., Any] = socket.getaddrinfo
         if self.get_debug():
             resolve = self._getaddrinfo_debug
         elif is_literal(host) and (port is None or isinstance(port, int)):
             # Needs no file and no server, so it cannot block.
             flags |= socket.AI_NUMERICHOST
-            return socket.getaddrinfo(host, port, family, type, proto, flags)
-        return await self.run_in_executor(None, resolve, host, port, family, type, proto, flags)
+            return list(socket.getaddrinfo(host, port, family, type, proto, flags))
+        infos: list[Any] = await self.run_in_executor(
+            None, resolve, host, port, family, type, proto, flags
+        )
+        return infos
 
     def _getaddrinfo_debug(
         self,
@@ -126,7 +131,7 @@ class Executing(_Base):
         type: int,
         proto: int,
         flags: int,
-    ) -> list[AddrInfo]:
+    ) -> list[Any]:
         what = [f"{host!s}:{port!r}"]
         for name, value in (("family", family), ("type", type), ("proto", proto), ("flags", flags)):
             if value:
@@ -134,7 +139,7 @@ class Executing(_Base):
         question = ", ".join(what)
         logger.debug("Get address info %s", question)
         start = self.time()
-        answer: list[AddrInfo] = socket.getaddrinfo(host, port, family, type, proto, flags)
+        answer = socket.getaddrinfo(host, port, family, type, proto, flags)
         seconds = self.time() - start
         level = logging.INFO if seconds >= self.slow_callback_duration else logging.DEBUG
         message = f"Getting address info {question} took {seconds * 1e3:.3f}ms: {answer!r}"

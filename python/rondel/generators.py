@@ -16,8 +16,8 @@ def coroutine(
     """Make a coroutine function of a generator function that uses ``yield from``.
 
     What it returns is accepted wherever a coroutine is: by ``await``, ``asyncio.ensure_future()``,
-    ``loop.create_task()`` and :func:`rondel.run`. As with ``asyncio.coroutine`` up to Python 3.10, a
-    plain function may be decorated too: what it returns is awaited if it can be.
+    ``loop.create_task()`` and :func:`rondel.run`. As with ``asyncio.coroutine`` up to Python 3.10,
+    a plain function may be decorated too: what it returns is awaited if it can be.
 
     >>> @rondel.coroutine
     ... def greet():

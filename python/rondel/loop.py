@@ -6,14 +6,10 @@ import sys
 import warnings
 import weakref
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Self
 
-from . import _rondel
 from .connecting import Connecting
-from .errors import ErrorHandling
-from .executor import Executing
 from .later import NotYet
-from .signals import Signals
 
 
 def _debug_by_default() -> bool:
@@ -23,23 +19,18 @@ def _debug_by_default() -> bool:
     )
 
 
-class Loop(
-    ErrorHandling,
-    Executing,
-    Signals,
-    Connecting,
-    NotYet,
-    _rondel.Loop,
-    asyncio.AbstractEventLoop,
-):
+class Loop(Connecting, NotYet, asyncio.AbstractEventLoop):
     """An asyncio event loop whose engine is written in Rust.
 
     It does what the asyncio documentation says of an event loop on Unix, and may be subclassed.
     A loop belongs to the thread that runs it; only :meth:`call_soon_threadsafe` may be called from
     others.
+
+    The classes below it are layers, each resting on the one before: the native loop, error
+    handling, executors and name resolution, signals, connections and servers.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Loop":
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
         # Subclasses may take arguments of their own.
         return super().__new__(cls, debug=_debug_by_default())
 
@@ -97,9 +88,7 @@ class Loop(
         if not closing:
             return
         self._asyncgens.clear()
-        results = await asyncio.gather(
-            *[agen.aclose() for agen in closing], return_exceptions=True
-        )
+        results = await asyncio.gather(*[agen.aclose() for agen in closing], return_exceptions=True)
         for result, agen in zip(results, closing, strict=True):
             if isinstance(result, Exception):
                 self.call_exception_handler(

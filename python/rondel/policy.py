@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -54,23 +55,26 @@ class _InstalledPolicy(EventLoopPolicy):
 
     def get_event_loop(self) -> asyncio.AbstractEventLoop:
         """The thread's loop; in the main thread one is made when there was never one."""
-        if sys.version_info >= (3, 14) and self._local._loop is None and self._may_create():
+        if sys.version_info >= (3, 14) and _state(self)._loop is None and self._may_create():
             self.set_event_loop(self.new_event_loop())
         loop: asyncio.AbstractEventLoop = super().get_event_loop()
         return loop
 
     def _may_create(self) -> bool:
-        import threading
-
         return (
-            not getattr(self._local, "_set_called", False)
+            not getattr(_state(self), "_set_called", False)
             and threading.current_thread() is threading.main_thread()
         )
 
     def set_event_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Set the thread's loop."""
-        self._local._set_called = True
+        _state(self)._set_called = True
         super().set_event_loop(loop)
+
+
+def _state(policy: Any) -> Any:
+    """What asyncio's policy knows of the calling thread."""
+    return policy._local
 
 
 def _get_policy() -> Any:

@@ -11,17 +11,16 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVarTuple
 
-if TYPE_CHECKING:
-    from .executor import Executing as _Base
-else:
-    _Base = object
+from .executor import Executing
 
 logger = logging.getLogger("asyncio")
 
+_Ts = TypeVarTuple("_Ts")
 
-class Signals(_Base):
+
+class Signals(Executing):
     """``add_signal_handler()`` and ``remove_signal_handler()``.
 
     Python writes the numbers of signals that arrived to a socket pair (``signal.set_wakeup_fd``),
@@ -33,7 +32,7 @@ class Signals(_Base):
         self._signal_handlers: dict[int, tuple[contextvars.Context, Any, tuple[Any, ...]]] = {}
         self._signal_pair: tuple[socket.socket, socket.socket] | None = None
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[[*_Ts], object], *args: *_Ts) -> None:
         """Call ``callback(*args)`` in the loop when the signal arrives.
 
         Raises TypeError for a coroutine function, ValueError for a number that is no signal and

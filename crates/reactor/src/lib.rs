@@ -8,12 +8,14 @@
 //! | [`timers`] | a heap on (deadline, sequence): equal deadlines are FIFO |
 //! | [`clock`] | nanoseconds of `CLOCK_MONOTONIC`, the clock of `time.monotonic()` |
 //! | [`write_queue`] | chunks waiting to be sent, gathered into one `writev` |
+//! | [`fork`] | whether this process is a forked copy of the one before |
 //! | [`net`] | non-blocking socket calls on raw descriptors |
 //!
 //! Nothing here is thread-safe unless it says so: an engine belongs to the thread of its loop.
 //! [`poller::Waker`] is the one part that other threads use.
 
 pub mod clock;
+pub mod fork;
 pub mod net;
 pub mod poller;
 pub mod slab;

@@ -79,12 +79,8 @@ fn accept_nonblocking(socket: &SockRef<'_>) -> io::Result<(Socket, SockAddr)> {
     // were; the new descriptor is owned by nobody else.
     unsafe {
         let (connection, address) = SockAddr::try_init(|storage, length| {
-            let connection = libc::accept4(
-                fd,
-                storage.cast(),
-                length,
-                libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-            );
+            let connection =
+                libc::accept4(fd, storage.cast(), length, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
             if connection < 0 { Err(io::Error::last_os_error()) } else { Ok(connection) }
         })?;
         Ok((Socket::from(OwnedFd::from_raw_fd(connection)), address))

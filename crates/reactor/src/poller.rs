@@ -175,7 +175,13 @@ mod level {
     use std::os::fd::AsRawFd;
 
     #[allow(clippy::cast_sign_loss)]
-    fn control(registry: &Registry, operation: i32, fd: RawFd, key: Key, watch: Watch) -> io::Result<()> {
+    fn control(
+        registry: &Registry,
+        operation: i32,
+        fd: RawFd,
+        key: Key,
+        watch: Watch,
+    ) -> io::Result<()> {
         let mut events = 0;
         if watch.read {
             events |= libc::EPOLLIN;
@@ -186,7 +192,8 @@ mod level {
         let mut event = libc::epoll_event { events: events as u32, u64: key.to_usize() as u64 };
         // SAFETY: the registry's descriptor is an open epoll instance and `event` outlives the call;
         // a bad `fd` is reported as an error by the kernel.
-        let result = unsafe { libc::epoll_ctl(registry.as_raw_fd(), operation, fd, &raw mut event) };
+        let result =
+            unsafe { libc::epoll_ctl(registry.as_raw_fd(), operation, fd, &raw mut event) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
@@ -257,9 +264,7 @@ mod tests {
         }
         here.read_exact(&mut [0]).unwrap();
         assert!(wait(&mut poller, NOW).is_empty());
-        registrar
-            .change_level(here.as_raw_fd(), key, Watch { read: true, write: true })
-            .unwrap();
+        registrar.change_level(here.as_raw_fd(), key, Watch { read: true, write: true }).unwrap();
         assert!(wait(&mut poller, SOON)[0].readiness.writable);
         registrar.remove(here.as_raw_fd()).unwrap();
         assert!(registrar.remove(here.as_raw_fd()).is_err());

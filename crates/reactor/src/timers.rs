@@ -91,8 +91,9 @@ impl<T> Timers<T> {
     /// run arbitrary code, once it no longer borrows the heap.
     pub fn compact(&mut self, mut is_cancelled: impl FnMut(&T) -> bool) -> Vec<T> {
         self.cancelled = 0;
-        let (dead, alive): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.heap).into_iter().partition(|entry| is_cancelled(&entry.value));
+        let (dead, alive): (Vec<_>, Vec<_>) = std::mem::take(&mut self.heap)
+            .into_iter()
+            .partition(|entry| is_cancelled(&entry.value));
         self.heap = alive.into();
         dead.into_iter().map(|entry| entry.value).collect()
     }

@@ -30,7 +30,8 @@ pub fn cancel(py: Python<'_>, handle: &HandleRef) -> PyResult<()> {
     let state = event_loop.get().state(py);
     if state.debug.get() {
         // For messages about the handle after its callback is gone.
-        handle.save_repr(handle.bind(py).repr()?.into_any());
+        let text = describe(py, handle, true)?;
+        handle.save_repr(pyo3::types::PyString::new(py, &text).into_any());
     }
     handle.mark_cancelled();
     if handle.is_scheduled() {
@@ -59,7 +60,7 @@ pub fn report(py: Python<'_>, handle: &HandleRef, error: PyErr) -> PyResult<()> 
     let callback = callback_source(py, handle)?;
     let context = PyDict::new(py);
     context.set_item("message", format!("Exception in callback {callback}"))?;
-    context.set_item("exception", error.value(py))?;
+    context.set_item("exception", crate::errors::exception(py, &error))?;
     context.set_item("handle", handle.bind(py))?;
     if let Some(stack) = handle.source_traceback(py) {
         context.set_item("source_traceback", stack)?;
@@ -83,12 +84,16 @@ fn callback_source(py: Python<'_>, handle: &HandleRef) -> PyResult<String> {
 }
 
 fn repr(py: Python<'_>, handle: &HandleRef) -> PyResult<String> {
-    if let Some(saved) = handle.saved_repr(py) {
-        return saved.extract();
+    match handle.saved_repr(py) {
+        Some(saved) => saved.extract(),
+        None => describe(py, handle, handle.is_cancelled()),
     }
+}
+
+fn describe(py: Python<'_>, handle: &HandleRef, cancelled: bool) -> PyResult<String> {
     let object = handle.bind(py);
     let mut parts = vec![object.get_type().name()?.to_string()];
-    if handle.is_cancelled() {
+    if cancelled {
         parts.push("cancelled".into());
     }
     if is_timer(&object) {
@@ -175,6 +180,14 @@ getters! {
     get_cancelled => |py, handle| Ok(bool_object(py, handle.is_cancelled()));
     get_source_traceback => |py, handle| Ok(or_none(py, handle.source_traceback(py)));
     get_repr => |py, handle| Ok(or_none(py, handle.saved_repr(py)));
+    get_class => |py, handle| {
+        let class = if is_timer(&handle.bind(py)) {
+            imports::timer_handle_type(py)?
+        } else {
+            imports::handle_type(py)?
+        };
+        Ok(class.clone().unbind())
+    };
     get_when => |py, handle| Ok(PyFloat::new(py, handle.when()).into_any().unbind());
     get_scheduled => |py, handle| Ok(bool_object(py, handle.is_scheduled()));
 }
@@ -277,9 +290,15 @@ pub(crate) fn tables(timer: bool) -> (&'static mut [PyMethodDef], &'static mut [
                 c"get_context($self, /)\n--\n\nThe contextvars.Context in which the call is made.",
                 method_get_context,
             ),
-            method(c"_run", c"_run($self, /)\n--\n\nMake the call now, as the loop does.", method_run),
+            method(
+                c"_run",
+                c"_run($self, /)\n--\n\nMake the call now, as the loop does.",
+                method_run,
+            ),
         ]);
         attributes.extend([
+            // isinstance() believes this: a native class cannot derive from asyncio's.
+            getter(c"__class__", get_class),
             getter(c"_callback", get_callback),
             getter(c"_args", get_args),
             getter(c"_context", get_context),
@@ -293,4 +312,3 @@ pub(crate) fn tables(timer: bool) -> (&'static mut [PyMethodDef], &'static mut [
     attributes.push(PyGetSetDef::default());
     (Box::leak(methods.into_boxed_slice()), Box::leak(attributes.into_boxed_slice()))
 }
-

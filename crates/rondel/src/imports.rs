@@ -19,6 +19,10 @@ imported! {
     task_type = "asyncio"."Task";
     /// `asyncio.BufferedProtocol`
     buffered_protocol = "asyncio"."BufferedProtocol";
+    /// `asyncio.Handle`
+    handle_type = "asyncio"."Handle";
+    /// `asyncio.TimerHandle`
+    timer_handle_type = "asyncio"."TimerHandle";
     /// `asyncio.Transport`
     transport_type = "asyncio"."Transport";
     /// `asyncio.ensure_future`
@@ -45,6 +49,8 @@ imported! {
     socket_type = "socket"."socket";
     /// `ssl.SSLSocket`
     ssl_socket = "ssl"."SSLSocket";
+    /// `os.strerror`
+    strerror = "os"."strerror";
     /// `sys._getframe`
     getframe = "sys"."_getframe";
     /// `sys.get_asyncgen_hooks`

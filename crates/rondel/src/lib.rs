@@ -9,6 +9,7 @@
 //! | [`transport`] | stream sockets and listeners |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`coroutine`] | coroutines written in Rust |
+//! | [`errors`] | errors between Rust and Python |
 //! | [`imports`] | names of the standard library that are looked up once |
 //! | [`ffi`] | every unsafe call into CPython; nothing unsafe about Python is outside it |
 //!
@@ -20,6 +21,7 @@
 #![allow(missing_docs)] // Python-visible names are documented for Python, in their docstrings.
 
 mod coroutine;
+mod errors;
 mod event_loop;
 mod ffi;
 mod handle;
@@ -42,6 +44,7 @@ fn panic_error(payload: &(dyn std::any::Any + Send)) -> PyErr {
 /// Python's asyncio, implemented in Rust: the native part. Use the package `rondel`.
 #[pymodule]
 fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    rondel_reactor::fork::watch();
     let py = module.py();
     let (handle_type, timer_handle_type) = ffi::handle::create_types(py)?;
     module.add("Handle", handle_type)?;

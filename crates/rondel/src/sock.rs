@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use rondel_reactor::net;
 
 use crate::coroutine::{Coroutine, Waiting};
+use crate::errors::os_error;
 use crate::event_loop::watching::{self, Side};
 use crate::event_loop::{Loop, Watcher};
 use crate::ffi::buffer::{View, bytes_filled_by};
@@ -68,8 +69,9 @@ async fn ready(
 ) -> PyResult<()> {
     let watching = Python::attach(|py| {
         let bound = event_loop.bind(py);
-        let fd = fileno(sock.bind(py))?;
-        watching::check_no_transport(bound, fd)?;
+        let number = sock.bind(py).call_method0(intern!(py, "fileno"))?;
+        let fd = number.extract()?;
+        watching::check_no_transport(bound, fd, &number)?;
         let future = bound.call_method0(intern!(py, "create_future"))?.unbind();
         let watcher = Watcher::Future(future.clone_ref(py));
         watching::watch(py, bound.get().state(py), fd, side, watcher)?;
@@ -101,11 +103,11 @@ fn operation(
 }
 
 /// The result of a system call of ours: None when it would block.
-fn tried<T>(result: io::Result<T>) -> PyResult<Option<T>> {
+fn tried<T>(py: Python<'_>, result: io::Result<T>) -> PyResult<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if net::is_retry(&error) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(os_error(py, &error)),
     }
 }
 
@@ -131,7 +133,7 @@ pub fn recv(event_loop: &Bound<'_, Loop>, sock: Py<PyAny>, n: usize) -> PyResult
     operation(event_loop, "sock_recv", sock, Side::Read, move |py, sock| {
         let fd = fileno(sock)?;
         let received = bytes_filled_by(py, n, |memory| net::recv_uninit(fd, memory))?;
-        Ok(tried(received)?.map(|bytes| bytes.into_any().unbind()))
+        Ok(tried(py, received)?.map(|bytes| bytes.into_any().unbind()))
     })
 }
 
@@ -144,7 +146,7 @@ pub fn recv_into(
     operation(event_loop, "sock_recv_into", sock, Side::Read, move |py, sock| {
         let fd = fileno(sock)?;
         let mut view = View::writable(buf.bind(py))?;
-        let received = tried(net::recv_uninit(fd, view.bytes_mut()))?;
+        let received = tried(py, net::recv_uninit(fd, view.bytes_mut()))?;
         received.map(|count| integer(py, count)).transpose()
     })
 }
@@ -188,7 +190,7 @@ pub fn sendall(
             if rest.is_empty() && sent > 0 {
                 return Ok(Some(py.None()));
             }
-            match tried(net::send(fd, rest))? {
+            match tried(py, net::send(fd, rest))? {
                 None => return Ok(None),
                 Some(_) if rest.is_empty() => return Ok(Some(py.None())),
                 Some(count) => sent += count,

@@ -88,9 +88,8 @@ pub fn run_until_complete<'py>(
         // When it is not done at the end an exception says so; no need for a log line as well.
         future.setattr(intern!(py, "_log_destroy_pending"), false)?;
     }
-    let stopper = PyCFunction::new_closure(py, None, None, |args, _kwargs| {
-        stop_after(&args.get_item(0)?)
-    })?;
+    let stopper =
+        PyCFunction::new_closure(py, None, None, |args, _kwargs| stop_after(&args.get_item(0)?))?;
     future.call_method1(intern!(py, "add_done_callback"), (&stopper,))?;
     // Through the attribute, since programs override run_forever().
     let ran = event_loop.call_method0(intern!(py, "run_forever"));
@@ -125,9 +124,7 @@ fn stop_after(future: &Bound<'_, PyAny>) -> PyResult<()> {
             return Ok(());
         }
     }
-    future
-        .call_method0(intern!(py, "get_loop"))?
-        .call_method0(intern!(py, "stop"))?;
+    future.call_method0(intern!(py, "get_loop"))?.call_method0(intern!(py, "stop"))?;
     Ok(())
 }
 

@@ -27,13 +27,15 @@ use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyWeakref, PyWeakrefMethods};
 use pyo3::{PyTraverseError, PyVisit};
+use rondel_reactor::fork;
 use rondel_reactor::poller::{Event, Poller, Readiness, Registrar, Waker, Watch};
 use rondel_reactor::slab::{Key, Slab};
 use rondel_reactor::timers::Timers;
 
 use crate::coroutine::Coroutine;
+use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
 use crate::sock;
@@ -65,7 +67,15 @@ pub enum Source {
     /// A descriptor that the program watches (level-triggered).
     Watched { fd: RawFd, reader: Option<Watcher>, writer: Option<Watcher> },
     /// A transport or listener of ours.
-    Native { target: Py<PyAny>, on_event: OnEvent },
+    Native { target: Target, on_event: OnEvent },
+}
+
+/// How the loop holds a native source.
+pub enum Target {
+    /// Something is to happen on it: the loop keeps it alive.
+    Held(Py<PyAny>),
+    /// Nothing is, unless the program does something first: when the program drops it, it goes.
+    Dormant(Py<PyWeakref>),
 }
 
 /// The event loop: base class of `rondel.Loop`, which adds what happens once per connection.
@@ -84,7 +94,7 @@ pub struct State {
     /// Watched descriptors by number.
     pub watched: RefCell<HashMap<RawFd, Key>>,
     /// Transports by descriptor: programs must not watch these themselves.
-    pub transports: RefCell<HashMap<RawFd, Py<PyAny>>>,
+    pub transports: RefCell<HashMap<RawFd, Py<PyWeakref>>>,
     /// Absent while a thread waits in it.
     poller: RefCell<Option<Poller>>,
     registrar: RefCell<Option<Registrar>>,
@@ -111,7 +121,7 @@ pub struct State {
     /// The thread that runs the loop (`threading.get_ident()`).
     pub thread_id: Cell<Option<u64>>,
     /// The process that made the loop: a forked child must not touch its poller.
-    process_id: u32,
+    generation: u32,
     pub slow_callback_duration: Cell<f64>,
     pub task_factory: RefCell<Option<Py<PyAny>>>,
     pub exception_handler: RefCell<Option<Py<PyAny>>>,
@@ -148,7 +158,7 @@ impl State {
             stopping: Cell::new(false),
             debug: Cell::new(debug),
             thread_id: Cell::new(None),
-            process_id: std::process::id(),
+            generation: fork::generation(),
             slow_callback_duration: Cell::new(0.1),
             task_factory: RefCell::default(),
             exception_handler: RefCell::default(),
@@ -210,9 +220,21 @@ impl State {
         Ok(())
     }
 
+    /// # Errors
+    /// `RuntimeError` when the loop is closed, or in a forked child.
+    #[inline]
+    pub fn check_usable(&self) -> PyResult<()> {
+        if self.closed.get() || !self.is_own_process() {
+            self.check_closed()?;
+            self.check_process()?;
+        }
+        Ok(())
+    }
+
     /// Whether this process made the loop.
+    #[inline]
     pub fn is_own_process(&self) -> bool {
-        std::process::id() == self.process_id
+        fork::generation() == self.generation
     }
 
     /// # Errors
@@ -230,7 +252,9 @@ impl State {
     fn registrar<R>(&self, f: impl FnOnce(&Registrar) -> io::Result<R>) -> PyResult<R> {
         self.check_process()?;
         match &*self.registrar.borrow() {
-            Some(registrar) => Ok(f(registrar)?),
+            Some(registrar) => {
+                f(registrar).map_err(|error| Python::attach(|py| os_error(py, &error)))
+            }
             None => Err(PyRuntimeError::new_err("Event loop is closed")),
         }
     }
@@ -240,7 +264,8 @@ impl State {
     /// # Errors
     /// `OSError` when the descriptor cannot be polled.
     pub fn add_native(&self, fd: RawFd, target: Py<PyAny>, on_event: OnEvent) -> PyResult<Key> {
-        let key = self.sources.borrow_mut().insert(Source::Native { target, on_event });
+        let source = Source::Native { target: Target::Held(target), on_event };
+        let key = self.sources.borrow_mut().insert(source);
         let added = self.registrar(|registrar| registrar.add_edge(fd, key));
         self.undo_unless_added(key, added)
     }
@@ -250,10 +275,26 @@ impl State {
     /// # Errors
     /// `OSError` when the descriptor cannot be polled.
     pub fn add_listener(&self, fd: RawFd, target: Py<PyAny>, on_event: OnEvent) -> PyResult<Key> {
-        let key = self.sources.borrow_mut().insert(Source::Native { target, on_event });
+        let source = Source::Native { target: Target::Held(target), on_event };
+        let key = self.sources.borrow_mut().insert(source);
         let watch = Watch { read: true, write: false };
         let added = self.registrar(|registrar| registrar.add_level(fd, key, watch));
         self.undo_unless_added(key, added)
+    }
+
+    /// Changes how the loop holds a native source.
+    pub fn hold(&self, key: Key, how: Target) {
+        let old = match self.sources.borrow_mut().get_mut(key) {
+            Some(Source::Native { target, .. }) => std::mem::replace(target, how),
+            _ => how,
+        };
+        drop(old);
+    }
+
+    /// The transport that uses a descriptor, if it is still there.
+    pub fn transport_of<'py>(&self, py: Python<'py>, fd: RawFd) -> Option<Bound<'py, PyAny>> {
+        let transport = self.transports.borrow().get(&fd).map(|weak| weak.clone_ref(py))?;
+        transport.bind(py).upgrade()
     }
 
     fn undo_unless_added(&self, key: Key, added: PyResult<()>) -> PyResult<Key> {
@@ -294,8 +335,9 @@ impl Loop {
 impl Loop {
     #[new]
     #[pyo3(signature = (*, debug=false))]
-    fn new(debug: bool) -> PyResult<Self> {
-        Ok(Loop { state: Confined::new(State::new(debug)?) })
+    fn new(py: Python<'_>, debug: bool) -> PyResult<Self> {
+        let state = State::new(debug).map_err(|error| os_error(py, &error))?;
+        Ok(Loop { state: Confined::new(state) })
     }
 
     /// Run until stop() is called.
@@ -493,7 +535,11 @@ impl Loop {
     }
 
     /// Send all data to the socket.
-    fn sock_sendall(slf: &Bound<'_, Self>, sock: Py<PyAny>, data: Py<PyAny>) -> PyResult<Coroutine> {
+    fn sock_sendall(
+        slf: &Bound<'_, Self>,
+        sock: Py<PyAny>,
+        data: Py<PyAny>,
+    ) -> PyResult<Coroutine> {
         sock::sendall(slf, sock, data)
     }
 
@@ -537,7 +583,7 @@ impl Loop {
     /// The open transport that uses the descriptor, or None.
     fn _transport_of(slf: &Bound<'_, Self>, fd: RawFd) -> Option<Py<PyAny>> {
         let py = slf.py();
-        slf.get().state(py).transports.borrow().get(&fd).map(|t| t.clone_ref(py))
+        slf.get().state(py).transport_of(py, fd).map(Bound::unbind)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -581,11 +627,9 @@ fn traverse(state: &State, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
                 watcher(reader.as_ref(), visit)?;
                 watcher(writer.as_ref(), visit)?;
             }
-            Source::Native { target, .. } => visit.call(target)?,
+            Source::Native { target: Target::Held(target), .. } => visit.call(target)?,
+            Source::Native { target: Target::Dormant(_), .. } => {}
         }
-    }
-    for transport in state.transports.try_borrow().iter().flat_map(|map| map.values()) {
-        visit.call(transport)?;
     }
     for field in [&state.task_factory, &state.exception_handler, &state.saved_hooks] {
         if let Ok(field) = field.try_borrow() {

@@ -13,13 +13,13 @@ use std::io;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyWeakrefMethods};
 use rondel_reactor::clock;
 use rondel_reactor::poller::{LEVEL_IS_NATIVE, Readiness};
 use rondel_reactor::slab::Key;
 
 use super::watching::{self, Side};
-use super::{Loop, OnEvent, Ready, Source, State, Step, Watcher, debug, exceptions};
+use super::{Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions};
 use crate::ffi::context::ContextSwitch;
 use crate::ffi::handle::HandleRef;
 
@@ -44,10 +44,31 @@ pub fn run(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
 fn run_once(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
     poll(py, state)?;
+    let mut left = state.ready.borrow().len();
+    let result = run_collected(event_loop, state, &mut left);
+    if result.is_err() {
+        keep_order(state, left);
+    }
+    result
+}
+
+/// An exception leaves the loop in the middle of a turn: its timers go back to where they stand in
+/// the order, behind the `left` callbacks of the turn and before what those before them scheduled.
+fn keep_order(state: &State, left: usize) {
+    let due = state.due.take();
+    let mut ready = state.ready.borrow_mut();
+    let end = left.min(ready.len());
+    let later = ready.split_off(end);
+    ready.extend(due.into_iter().map(Ready::Handle));
+    ready.extend(later);
+}
+
+fn run_collected(event_loop: &Bound<'_, Loop>, state: &State, left: &mut usize) -> PyResult<()> {
+    let py = event_loop.py();
     let mut switch = ContextSwitch::new(py);
-    let count = state.ready.borrow().len();
-    for _ in 0..count {
+    while *left > 0 {
         let Some(ready) = state.ready.borrow_mut().pop_front() else { break };
+        *left -= 1;
         match ready {
             Ready::Handle(handle) => run_handle(event_loop, state, &handle, &mut switch)?,
             Ready::Step(target, step) => {
@@ -147,7 +168,7 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
     match result {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(crate::errors::os_error(py, &error)),
     }
     // Python's signal handlers run here; what they raise leaves the loop.
     py.check_signals()
@@ -224,7 +245,7 @@ fn report_native(
     }
     let context = PyDict::new(py);
     context.set_item("message", format!("Exception in callback of {}", target.repr()?))?;
-    context.set_item("exception", error.value(py))?;
+    context.set_item("exception", crate::errors::exception(py, &error))?;
     exceptions::call_handler(event_loop, &context)
 }
 
@@ -247,7 +268,15 @@ fn dispatch<'py>(
     let py = event_loop.py();
     let native: Option<(Py<PyAny>, OnEvent)> = match state.sources.borrow().get(key) {
         None => return Ok(()),
-        Some(Source::Native { target, on_event }) => Some((target.clone_ref(py), *on_event)),
+        Some(Source::Native { target: Target::Held(target), on_event }) => {
+            Some((target.clone_ref(py), *on_event))
+        }
+        Some(Source::Native { target: Target::Dormant(target), on_event }) => {
+            match target.bind(py).upgrade() {
+                Some(target) => Some((target.unbind(), *on_event)),
+                None => return Ok(()),
+            }
+        }
         Some(Source::Watched { .. }) => None,
     };
     if let Some((target, on_event)) = native {
@@ -312,4 +341,3 @@ pub fn set_none_unless_done(future: &Bound<'_, PyAny>) -> PyResult<()> {
     }
     Ok(())
 }
-

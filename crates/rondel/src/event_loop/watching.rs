@@ -40,17 +40,19 @@ fn fileno(object: &Bound<'_, PyAny>) -> PyResult<RawFd> {
 
 /// # Errors
 /// `RuntimeError` when an open transport uses the descriptor.
-pub fn check_no_transport(event_loop: &Bound<'_, Loop>, fd: RawFd) -> PyResult<()> {
+pub fn check_no_transport(
+    event_loop: &Bound<'_, Loop>,
+    fd: RawFd,
+    given: &Bound<'_, PyAny>,
+) -> PyResult<()> {
     let py = event_loop.py();
-    let state = event_loop.get().state(py);
-    let transport = state.transports.borrow().get(&fd).map(|transport| transport.clone_ref(py));
-    let Some(transport) = transport else { return Ok(()) };
-    let transport = transport.bind(py);
+    let Some(transport) = event_loop.get().state(py).transport_of(py, fd) else { return Ok(()) };
     if transport.call_method0(intern!(py, "is_closing"))?.is_truthy()? {
         return Ok(());
     }
     Err(PyRuntimeError::new_err(format!(
-        "File descriptor {fd} is used by transport {}",
+        "File descriptor {} is used by transport {}",
+        given.repr()?,
         transport.repr()?
     )))
 }
@@ -64,11 +66,12 @@ pub fn add(
     args: &Bound<'_, PyTuple>,
 ) -> PyResult<()> {
     let py = event_loop.py();
-    let fd = fileno(fd)?;
-    check_no_transport(event_loop, fd)?;
+    let given = fd;
+    let fd = fileno(given)?;
+    check_no_transport(event_loop, fd, given)?;
     let state = event_loop.get().state(py);
     state.check_closed()?;
-    let handle = HandleRef::from_parts(event_loop, callback, args)?;
+    let handle = HandleRef::from_parts(event_loop, callback, args, None)?;
     if state.debug.get() {
         super::debug::note_origin(py, &handle)?;
     }
@@ -78,8 +81,9 @@ pub fn add(
 /// `loop.remove_reader(fd)` and `remove_writer`: whether there was a watcher.
 pub fn remove(event_loop: &Bound<'_, Loop>, fd: &Bound<'_, PyAny>, side: Side) -> PyResult<bool> {
     let py = event_loop.py();
-    let fd = fileno(fd)?;
-    check_no_transport(event_loop, fd)?;
+    let given = fd;
+    let fd = fileno(given)?;
+    check_no_transport(event_loop, fd, given)?;
     let state = event_loop.get().state(py);
     if state.closed.get() {
         return Ok(false);

@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 use std::slice;
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -28,9 +29,14 @@ impl<'py> View<'py> {
     /// A view for writing into the object.
     ///
     /// # Errors
-    /// As [`View::readable`], and for what is read-only.
+    /// `TypeError` for what is not bytes-like or read-only, as socket.recv_into() raises it.
     pub fn writable(object: &Bound<'py, PyAny>) -> PyResult<Self> {
-        Self::request(object, ffi::PyBUF_WRITABLE)
+        Self::request(object, ffi::PyBUF_WRITABLE).map_err(|_| {
+            let name = object.get_type().name().map_or_else(|_| String::new(), |n| n.to_string());
+            PyTypeError::new_err(format!(
+                "a read-write bytes-like object is required, not '{name}'"
+            ))
+        })
     }
 
     fn request(object: &Bound<'py, PyAny>, flags: i32) -> PyResult<Self> {

@@ -1,7 +1,7 @@
 //! State confined to threads that hold the GIL.
 
-use pyo3::prelude::*;
 use pyo3::PyVisit;
+use pyo3::prelude::*;
 
 /// A value that may only be reached with proof that the GIL is held.
 ///

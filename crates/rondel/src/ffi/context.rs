@@ -16,10 +16,7 @@ pub fn copy_current(py: Python<'_>) -> PyResult<Bound<'_, PyContext>> {
 }
 
 /// Runs `f` inside a context, as `Context.run` does.
-pub fn run_in<R>(
-    context: &Bound<'_, PyContext>,
-    f: impl FnOnce() -> PyResult<R>,
-) -> PyResult<R> {
+pub fn run_in<R>(context: &Bound<'_, PyContext>, f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     let mut switch = ContextSwitch::new(context.py());
     // SAFETY: the caller's reference keeps the context alive until `switch` has left it.
     unsafe { switch.enter(context.as_ptr())? };

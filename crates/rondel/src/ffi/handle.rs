@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pyo3::ffi::{self, PyObject, PyTypeObject};
 use pyo3::prelude::*;
-use pyo3::types::{PyTuple, PyType};
+use pyo3::types::{PyContext, PyTuple, PyType};
 
 use super::confined::Confined;
 use crate::event_loop::Loop;
@@ -58,7 +58,8 @@ pub struct HandleObject {
 
 static HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
 static TIMER_HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
-static FREE: Confined<RefCell<Vec<NonNull<HandleObject>>>> = Confined::new(RefCell::new(Vec::new()));
+static FREE: Confined<RefCell<Vec<NonNull<HandleObject>>>> =
+    Confined::new(RefCell::new(Vec::new()));
 
 unsafe extern "C" {
     // Exported by every supported CPython for extension types with free lists (object.h).
@@ -152,11 +153,12 @@ impl HandleRef {
         }
     }
 
-    /// The same from Rust values.
+    /// The same from Rust values; without a context, in a copy of the current one.
     pub fn from_parts(
         event_loop: &Bound<'_, Loop>,
         callback: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
+        context: Option<&Bound<'_, PyContext>>,
     ) -> PyResult<HandleRef> {
         let pointers: Vec<*mut PyObject> = args.iter_borrowed().map(|arg| arg.as_ptr()).collect();
         // SAFETY: attached by the bounds; every pointer is borrowed from a live reference.
@@ -167,7 +169,7 @@ impl HandleRef {
                 callback.as_ptr(),
                 pointers.as_ptr(),
                 pointers.len(),
-                ptr::null_mut(),
+                context.map_or(ptr::null_mut(), |context| context.as_ptr()),
                 None,
             )
         }
@@ -312,9 +314,7 @@ impl HandleRef {
     /// The loop that the handle belongs to.
     pub fn event_loop<'py>(&self, py: Python<'py>) -> Bound<'py, Loop> {
         // SAFETY: `event_loop` is never null and always a Loop.
-        unsafe {
-            Bound::from_borrowed_ptr(py, (*self.fields()).event_loop).cast_into_unchecked()
-        }
+        unsafe { Bound::from_borrowed_ptr(py, (*self.fields()).event_loop).cast_into_unchecked() }
     }
 
     /// The callback; `None` when cancelled.

@@ -12,8 +12,8 @@ use std::ffi::{CStr, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
-use pyo3::ffi::{self, PyMethodDef, PyObject, Py_ssize_t};
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi::{self, Py_ssize_t, PyMethodDef, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -217,15 +217,18 @@ fn enqueue(event_loop: &Bound<'_, Loop>, kind: Kind, call: &Call) -> PyResult<*m
     if kind == Kind::Later || kind == Kind::At {
         when = Some(time_argument(py, kind, call.time)?);
     }
-    if state.closed.get() {
-        return Err(PyRuntimeError::new_err("Event loop is closed"));
-    }
+    state.check_usable()?;
     if state.debug.get() {
         // SAFETY: the pointer is a live argument of the call.
         let callback = unsafe { Bound::from_borrowed_ptr(py, call.callback) };
         // call_later is call_at to asyncio's messages.
         let name = if kind == Kind::Later { Kind::At.name() } else { kind.name() };
-        crate::event_loop::debug::check_call(event_loop, &callback, name, kind != Kind::Threadsafe)?;
+        crate::event_loop::debug::check_call(
+            event_loop,
+            &callback,
+            name,
+            kind != Kind::Threadsafe,
+        )?;
     }
     if !call.context.is_null() {
         check_context(py, call.context)?;
@@ -292,7 +295,18 @@ fn time_argument(py: Python<'_>, kind: Kind, time: *mut PyObject) -> PyResult<f6
     {
         return Err(error);
     }
-    Ok(if kind == Kind::Later { clock::to_seconds(clock::now_ns()) + given } else { given })
+    if kind == Kind::At {
+        return Ok(given);
+    }
+    let now = clock::to_seconds(clock::now_ns());
+    // SAFETY: as above. A number of another type must be one that can be added to a float.
+    unsafe {
+        if ffi::PyFloat_Check(time) == 0 && ffi::PyLong_Check(time) == 0 {
+            let delay = Bound::from_borrowed_ptr(py, time);
+            return pyo3::types::PyFloat::new(py, now).add(delay)?.extract();
+        }
+    }
+    Ok(now + given)
 }
 
 macro_rules! scheduling_method {
@@ -427,7 +441,10 @@ pub fn install(py: Python<'_>) -> PyResult<()> {
         let (name, descriptor) = unsafe {
             let descriptor = ffi::PyDescr_NewMethod(loop_type.as_type_ptr(), &raw mut *method);
             let name = CStr::from_ptr(method.ml_name);
-            (PyString::new(py, &name.to_string_lossy()), Bound::from_owned_ptr_or_err(py, descriptor)?)
+            (
+                PyString::new(py, &name.to_string_lossy()),
+                Bound::from_owned_ptr_or_err(py, descriptor)?,
+            )
         };
         loop_type.setattr(name, descriptor)?;
     }

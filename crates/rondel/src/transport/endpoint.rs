@@ -103,11 +103,7 @@ impl Endpoint {
     }
 
     fn extra<'py>(&self, py: Python<'py>) -> Bound<'py, PyDict> {
-        self.extra
-            .borrow_mut()
-            .get_or_insert_with(|| PyDict::new(py).unbind())
-            .bind(py)
-            .clone()
+        self.extra.borrow_mut().get_or_insert_with(|| PyDict::new(py).unbind()).bind(py).clone()
     }
 
     /// `transport.get_extra_info(name)`: None when it is not known.
@@ -126,7 +122,7 @@ impl Endpoint {
             "sockname" => optional_address(py, self.local.as_ref())?,
             "socket" => match self.socket(py)? {
                 Some(sock) => imports::transport_socket(py)?.call1((sock,))?,
-                None => return Ok(None),
+                None => imports::transport_socket(py)?.call1((closed_socket(py)?,))?,
             },
             _ => return Ok(None),
         };
@@ -164,6 +160,13 @@ impl Endpoint {
             Err(_) => Ok(()),
         }
     }
+}
+
+/// What a program gets that asks for the socket only after it was closed.
+fn closed_socket(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    let sock = imports::socket_type(py)?.call0()?;
+    sock.call_method0(intern!(py, "close"))?;
+    Ok(sock)
 }
 
 fn optional_address<'py>(

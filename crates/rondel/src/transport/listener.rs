@@ -12,6 +12,7 @@ use rondel_reactor::poller::Readiness;
 use rondel_reactor::slab::Key;
 
 use super::socket::SocketTransport;
+use crate::errors::os_error;
 use crate::event_loop::{Loop, exceptions};
 use crate::ffi::confined::Confined;
 use crate::ffi::context;
@@ -120,12 +121,15 @@ fn serve(
     connection: (std::os::fd::OwnedFd, socket2::SockAddr),
 ) -> PyResult<()> {
     let event_loop = this.event_loop.bind(py);
+    if event_loop.get().state(py).debug.get() {
+        let peer = super::address::to_python(py, &connection.1)?;
+        let format = "%r got a new connection from %r: fd=%r";
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&connection.0);
+        imports::logger(py)?.call_method1("debug", (format, &this.server, peer, fd))?;
+    }
     // Each connection has its own copy of the context in which serving began.
-    let own_context = this
-        .context
-        .bind(py)
-        .call_method0(intern!(py, "copy"))?
-        .cast_into::<PyContext>()?;
+    let own_context =
+        this.context.bind(py).call_method0(intern!(py, "copy"))?.cast_into::<PyContext>()?;
     let mut protocol = None;
     let made = context::run_in(&own_context, || {
         let made = this.protocol_factory.bind(py).call0()?;
@@ -141,7 +145,7 @@ fn serve(
     if event_loop.get().state(py).debug.get() {
         let context = PyDict::new(py);
         context.set_item("message", "Error on transport creation for incoming connection")?;
-        context.set_item("exception", error.value(py))?;
+        context.set_item("exception", crate::errors::exception(py, &error))?;
         if let Some(protocol) = protocol {
             context.set_item("protocol", protocol)?;
         }
@@ -155,15 +159,15 @@ fn serve(
 fn out_of_resources(listener: &Bound<'_, Listener>, error: std::io::Error) -> PyResult<()> {
     let scarce = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
     if !error.raw_os_error().is_some_and(|number| scarce.contains(&number)) {
-        return Err(error.into());
+        return Err(os_error(listener.py(), &error));
     }
     let py = listener.py();
     let this = listener.get();
     let event_loop = this.event_loop.bind(py);
-    let error = PyErr::from(error);
+    let error = os_error(py, &error);
     let context = PyDict::new(py);
     context.set_item("message", "socket.accept() out of system resource")?;
-    context.set_item("exception", error.value(py))?;
+    context.set_item("exception", crate::errors::exception(py, &error))?;
     context.set_item("socket", imports::transport_socket(py)?.call1((&this.sock,))?)?;
     exceptions::call_handler(event_loop, &context)?;
     this.pause(py);

@@ -52,7 +52,7 @@ pub fn report(
     let py = event_loop.py();
     let context = PyDict::new(py);
     context.set_item("message", message)?;
-    context.set_item("exception", error.value(py))?;
+    context.set_item("exception", crate::errors::exception(py, error))?;
     context.set_item("transport", transport)?;
     context.set_item("protocol", protocol)?;
     exceptions::call_handler(event_loop, &context)

@@ -14,8 +14,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rondel_reactor::net;
 
-use super::socket::{SocketTransport, Stream, fatal_error};
+use super::socket::{SocketTransport, Stream, fatal_error, update_hold};
 use super::writing;
+use crate::errors::os_error;
 use crate::ffi::buffer::{View, bytes_filled_by};
 use crate::ffi::context;
 use crate::imports;
@@ -41,8 +42,20 @@ enum Outcome {
 /// The socket is readable. `to_the_end` tells that the peer has closed, so short reads do not mean
 /// that nothing follows.
 pub fn ready(this: &Bound<'_, SocketTransport>, to_the_end: bool) -> PyResult<()> {
-    let py = this.py();
-    let stream = this.get().stream(py);
+    let stream = this.get().stream(this.py());
+    let result = read_a_share(this, stream, to_the_end);
+    if result.is_err() && stream.is_reading() {
+        // The exception leaves the loop; what has arrived is read in the next run.
+        read_later(this, stream);
+    }
+    result
+}
+
+fn read_a_share(
+    this: &Bound<'_, SocketTransport>,
+    stream: &Stream,
+    to_the_end: bool,
+) -> PyResult<()> {
     for _ in 0..READS_PER_TURN {
         if !stream.is_reading() {
             return Ok(());
@@ -80,15 +93,37 @@ fn read_again(target: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 /// `transport.resume_reading()`
-pub fn resume(this: &Bound<'_, SocketTransport>) {
+pub fn resume(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
     let stream = this.get().stream(this.py());
     if stream.closing.get() || !stream.read_paused.replace(false) {
-        return;
+        return Ok(());
     }
     if stream.key.get().is_some() {
         // The event may have come while reading was paused.
         read_later(this, stream);
     }
+    update_hold(this, stream)?;
+    log_in_debug(this, stream, "resumes reading")
+}
+
+/// `transport.pause_reading()`
+pub fn pause(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
+    let stream = this.get().stream(this.py());
+    if stream.closing.get() || stream.read_paused.replace(true) {
+        return Ok(());
+    }
+    update_hold(this, stream)?;
+    log_in_debug(this, stream, "pauses reading")
+}
+
+fn log_in_debug(this: &Bound<'_, SocketTransport>, stream: &Stream, what: &str) -> PyResult<()> {
+    let py = this.py();
+    if let Some(event_loop) = stream.event_loop(py)
+        && event_loop.get().state(py).debug.get()
+    {
+        imports::logger(py)?.call_method1("debug", (format!("%r {what}"), this))?;
+    }
+    Ok(())
 }
 
 fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {
@@ -136,7 +171,7 @@ fn receive<'py>(
         Ok(received) => Ok(Some(received)),
         Err(error) if net::is_retry(&error) => Ok(None),
         Err(error) => {
-            fatal_error(this, error.into(), READ_ERROR)?;
+            fatal_error(this, os_error(py, &error), READ_ERROR)?;
             Ok(None)
         }
     }
@@ -177,7 +212,7 @@ fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyR
         match net::recv_uninit(stream.endpoint.fd(), view.bytes_mut()) {
             Ok(received) => Ok(Some((received, capacity))),
             Err(error) if net::is_retry(&error) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(os_error(py, &error)),
         }
     });
     let (received, capacity) = match received {
@@ -203,12 +238,7 @@ fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyR
 
 fn end_of_file(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
     let py = this.py();
-    if let Some(event_loop) = stream.event_loop(py)
-        && event_loop.get().state(py).debug.get()
-    {
-        let text = format!("{} received EOF", this.repr()?);
-        imports::logger(py)?.call_method1("debug", (text,))?;
-    }
+    log_in_debug(this, stream, "received EOF")?;
     let keep_open = match stream.call_protocol(py, intern!(py, "eof_received")) {
         Ok(answer) => answer.map_or(Ok(false), |answer| answer.is_truthy()),
         Err(error) => Err(error),
@@ -216,15 +246,13 @@ fn end_of_file(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<(
     match keep_open {
         Ok(true) => {
             stream.read_ended.set(true);
-            Ok(())
+            update_hold(this, stream)
         }
         Ok(false) if stream.closing.get() => Ok(()),
         Ok(false) => {
             stream.closing.set(true);
             writing::close_when_sent(this)
         }
-        Err(error) => {
-            fatal_error(this, error, "Fatal error: protocol.eof_received() call failed.")
-        }
+        Err(error) => fatal_error(this, error, "Fatal error: protocol.eof_received() call failed."),
     }
 }

@@ -16,7 +16,7 @@ use pyo3::exceptions::{PyOSError, PyResourceWarning, PyRuntimeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyContext, PyDict};
+use pyo3::types::{PyContext, PyDict, PyTuple, PyWeakref, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit};
 use rondel_reactor::net;
 use rondel_reactor::poller::Readiness;
@@ -26,9 +26,10 @@ use socket2::SockAddr;
 
 use super::endpoint::Endpoint;
 use super::{reading, writing};
-use crate::event_loop::{Loop, exceptions, turn};
+use crate::event_loop::{Loop, Target, exceptions, turn};
 use crate::ffi::confined::Confined;
 use crate::ffi::context;
+use crate::ffi::handle::HandleRef;
 use crate::imports;
 
 /// Data that waits to be sent: the program's own bytes, or a copy of what it may change.
@@ -63,6 +64,8 @@ pub struct Stream {
     pub context: Py<PyContext>,
     pub endpoint: Endpoint,
     pub key: Cell<Option<Key>>,
+    /// The loop does not keep the transport alive; see [`update_hold`].
+    dormant: Cell<bool>,
     server: RefCell<Option<Py<PyAny>>>,
     waiter: RefCell<Option<Py<PyAny>>>,
 
@@ -146,6 +149,7 @@ impl SocketTransport {
             context: context.clone().unbind(),
             endpoint,
             key: Cell::new(None),
+            dormant: Cell::new(false),
             server: RefCell::new(server),
             waiter: RefCell::new(waiter),
             closing: Cell::new(false),
@@ -168,8 +172,11 @@ impl SocketTransport {
         if let Some(server) = server {
             server.call_method1(py, intern!(py, "_attach"), (&this,))?;
         }
-        drop(state.transports.borrow_mut().insert(fd, this.clone().into_any().unbind()));
-        state.push_step(this.clone().into_any().unbind(), connection_made);
+        let weak = weak_reference(&this)?;
+        drop(state.transports.borrow_mut().insert(fd, weak));
+        let callback = protocol.getattr(intern!(py, "connection_made"))?;
+        let args = PyTuple::new(py, [&this])?;
+        state.push_ready(HandleRef::from_parts(event_loop, &callback, &args, Some(context))?);
         state.push_step(this.clone().into_any().unbind(), started);
         Ok(this)
     }
@@ -219,18 +226,6 @@ fn stream_of<'a>(target: &'a Bound<'_, PyAny>) -> PyResult<&'a Bound<'a, SocketT
     Ok(target.cast::<SocketTransport>()?)
 }
 
-/// Step: the protocol learns of its transport, and reading starts.
-fn connection_made(target: &Bound<'_, PyAny>) -> PyResult<()> {
-    let this = stream_of(target)?;
-    let py = this.py();
-    let stream = this.get().stream(py);
-    let Some(protocol) = stream.protocol(py) else { return Ok(()) };
-    context::run_in(stream.context.bind(py), || {
-        protocol.call_method1(intern!(py, "connection_made"), (this,))
-    })?;
-    Ok(())
-}
-
 /// Step: only after connection_made() does the transport read, and only then is the waiter told.
 fn started(target: &Bound<'_, PyAny>) -> PyResult<()> {
     let this = stream_of(target)?;
@@ -241,7 +236,10 @@ fn started(target: &Bound<'_, PyAny>) -> PyResult<()> {
     {
         let state = event_loop.get().state(py);
         match state.add_native(stream.endpoint.fd(), target.clone().unbind(), on_event) {
-            Ok(key) => stream.key.set(Some(key)),
+            Ok(key) => {
+                stream.key.set(Some(key));
+                update_hold(this, stream)?;
+            }
             Err(error) => fatal_error(this, error, "Fatal error on transport")?,
         }
     }
@@ -254,22 +252,39 @@ fn started(target: &Bound<'_, PyAny>) -> PyResult<()> {
 /// What the poller's events lead to.
 fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
     let this = stream_of(target)?;
-    if readiness.readable {
-        reading::ready(this, readiness.read_closed)?;
+    let read =
+        if readiness.readable { reading::ready(this, readiness.read_closed) } else { Ok(()) };
+    // An exception that leaves the loop must not take the other half of the event with it.
+    let written = if readiness.writable { writing::ready(this) } else { Ok(()) };
+    read.and(written)
+}
+
+/// A weak reference that says nothing when its object goes.
+fn weak_reference(this: &Bound<'_, SocketTransport>) -> PyResult<Py<PyWeakref>> {
+    Ok(PyWeakrefReference::new(this)?.into_any().cast_into::<PyWeakref>()?.unbind())
+}
+
+/// The loop keeps a transport alive while it reads or has something to send. One that does neither
+/// can only be used by the program: when the program has dropped it, it is closed, with a warning.
+pub fn update_hold(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
+    let dormant = !stream.is_reading() && stream.queue.borrow().is_empty();
+    let Some(key) = stream.key.get() else { return Ok(()) };
+    if stream.dormant.replace(dormant) == dormant {
+        return Ok(());
     }
-    if readiness.writable {
-        writing::ready(this)?;
-    }
+    let Some(event_loop) = stream.event_loop(this.py()) else { return Ok(()) };
+    let how = if dormant {
+        Target::Dormant(weak_reference(this)?)
+    } else {
+        Target::Held(this.clone().into_any().unbind())
+    };
+    event_loop.get().state(this.py()).hold(key, how);
     Ok(())
 }
 
 /// Ends a connection after an error. Errors of the connection itself (`OSError`) are the protocol's
 /// to know, through connection_lost(); others are reported as well.
-pub fn fatal_error(
-    this: &Bound<'_, SocketTransport>,
-    error: PyErr,
-    message: &str,
-) -> PyResult<()> {
+pub fn fatal_error(this: &Bound<'_, SocketTransport>, error: PyErr, message: &str) -> PyResult<()> {
     let py = this.py();
     let stream = this.get().stream(py);
     if exceptions::must_propagate(py, &error) {
@@ -280,31 +295,36 @@ pub fn fatal_error(
             super::report(&event_loop, message, &error, this, stream.protocol(py))?;
         } else if event_loop.get().state(py).debug.get() {
             let info = PyDict::new(py);
-            info.set_item("exc_info", error.value(py))?;
+            info.set_item("exc_info", crate::errors::exception(py, &error))?;
             let text = format!("{}: {message}", this.repr()?);
             imports::logger(py)?.call_method("debug", (text,), Some(&info))?;
         }
     }
-    force_close(this, Some(error));
-    Ok(())
+    force_close(this, Some(error))
 }
 
 /// Ends the connection now: what is queued is lost.
-pub fn force_close(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) {
+pub fn force_close(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) -> PyResult<()> {
     let py = this.py();
     let stream = this.get().stream(py);
     if stream.conn_lost.get() > 0 {
-        return;
+        return Ok(());
     }
     let dropped = stream.queue.borrow_mut().take();
     drop(dropped);
-    lose(this, error);
+    lose(this, error)
 }
 
 /// Schedules connection_lost(). The caller has checked that this happens once.
-pub fn lose(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) {
+///
+/// # Errors
+/// `RuntimeError` when the loop is closed.
+pub fn lose(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) -> PyResult<()> {
     let py = this.py();
     let stream = this.get().stream(py);
+    if let Some(event_loop) = stream.event_loop(py) {
+        event_loop.get().state(py).check_closed()?;
+    }
     stream.closing.set(true);
     stream.conn_lost.set(1);
     drop(stream.lost_reason.replace(error));
@@ -313,6 +333,7 @@ pub fn lose(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) {
         let target = this.clone().into_any().unbind();
         event_loop.get().state(py).push_step(target, connection_lost);
     }
+    Ok(())
 }
 
 fn unregister(stream: &Stream, py: Python<'_>) {
@@ -362,7 +383,9 @@ fn forget_descriptor(event_loop: &Bound<'_, Loop>, fd: i32, this: &Bound<'_, Soc
     let removed = {
         let mut transports = state.transports.borrow_mut();
         match transports.get(&fd) {
-            Some(transport) if transport.is(this) => transports.remove(&fd),
+            Some(weak) if weak.bind(event_loop.py()).upgrade().is_some_and(|t| t.is(this)) => {
+                transports.remove(&fd)
+            }
             _ => None,
         }
     };
@@ -415,8 +438,8 @@ impl SocketTransport {
     }
 
     /// Close at once; what is queued is lost.
-    fn abort(slf: &Bound<'_, Self>) {
-        force_close(slf, None);
+    fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
+        force_close(slf, None)
     }
 
     /// Whether the protocol gets data.
@@ -426,16 +449,13 @@ impl SocketTransport {
     }
 
     /// Stop calling data_received() until resume_reading().
-    fn pause_reading(slf: &Bound<'_, Self>) {
-        let stream = slf.get().stream(slf.py());
-        if !stream.closing.get() {
-            stream.read_paused.set(true);
-        }
+    fn pause_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
+        reading::pause(slf)
     }
 
     /// Call data_received() again.
-    fn resume_reading(slf: &Bound<'_, Self>) {
-        reading::resume(slf);
+    fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
+        reading::resume(slf)
     }
 
     /// Send data; never blocks, what cannot be sent now is queued.
@@ -511,6 +531,7 @@ impl SocketTransport {
 
     fn __clear__(slf: &Bound<'_, Self>) {
         let stream = slf.get().stream(slf.py());
+        unregister(stream, slf.py());
         drop(stream.protocol.take());
         drop(stream.server.take());
         drop(stream.waiter.take());

@@ -11,7 +11,10 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
 use rondel_reactor::net;
 
-use super::socket::{Chunk, SocketTransport, Stream, check_not_ended, fatal_error, lose};
+use super::socket::{
+    Chunk, SocketTransport, Stream, check_not_ended, fatal_error, lose, update_hold,
+};
+use crate::errors::os_error;
 use crate::ffi::buffer::View;
 use crate::imports;
 
@@ -52,7 +55,7 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
             Ok(count) if count == memory.len() => return Ok(()),
             Ok(count) => sent = count,
             Err(error) if net::is_retry(&error) => {}
-            Err(error) => return fatal_error(this, error.into(), WRITE_ERROR),
+            Err(error) => return fatal_error(this, os_error(py, &error), WRITE_ERROR),
         }
     } else {
         gather(this, stream);
@@ -66,6 +69,7 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
         None => stream.queue.borrow_mut().push(Chunk::Copied(memory[sent..].to_vec()), 0),
     }
     drop(view);
+    update_hold(this, stream)?;
     keep_within_limits(this, stream)
 }
 
@@ -198,25 +202,26 @@ fn flush(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
     let result = stream.queue.borrow_mut().flush(stream.endpoint.fd(), &mut done);
     drop(done);
     if let Err(error) = result {
-        return fatal_error(this, error.into(), WRITE_ERROR);
+        return fatal_error(this, os_error(this.py(), &error), WRITE_ERROR);
     }
     resume_protocol_if_needed(this, stream)?; // which may write again
     if !stream.queue.borrow().is_empty() || stream.conn_lost.get() > 0 {
         return Ok(());
     }
     if stream.closing.get() {
-        lose(this, None);
-    } else if stream.write_ended.get() {
-        return end_stream(this, stream);
+        return lose(this, None);
     }
-    Ok(())
+    if stream.write_ended.get() {
+        end_stream(this, stream)?;
+    }
+    update_hold(this, stream)
 }
 
 fn end_stream(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
     match net::shutdown_write(stream.endpoint.fd()) {
         // The peer was faster with closing; reading will tell.
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-        Err(error) => fatal_error(this, error.into(), WRITE_ERROR),
+        Err(error) => fatal_error(this, os_error(this.py(), &error), WRITE_ERROR),
         Ok(()) => Ok(()),
     }
 }
@@ -225,7 +230,8 @@ fn end_stream(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()
 pub fn writelines(this: &Bound<'_, SocketTransport>, items: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = this.py();
     let stream = this.get().stream(py);
-    check_not_ended(stream, "writelines")?;
+    let method = if py.version_info() >= (3, 12) { "writelines" } else { "write" };
+    check_not_ended(stream, method)?;
     // All or nothing: a bad item must not leave the ones before it half sent.
     let mut chunks = Vec::new();
     for item in items.try_iter()? {
@@ -249,6 +255,7 @@ pub fn writelines(this: &Bound<'_, SocketTransport>, items: &Bound<'_, PyAny>) -
         stream.gathering.set(false);
         flush(this, stream)?;
     }
+    update_hold(this, stream)?;
     pause_protocol_if_needed(this, stream)
 }
 
@@ -271,7 +278,7 @@ pub fn close_when_sent(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
         return send_gathered(this, stream);
     }
     if stream.queue.borrow().is_empty() && stream.conn_lost.get() == 0 {
-        lose(this, None);
+        return lose(this, None);
     }
     Ok(())
 }
@@ -293,7 +300,7 @@ pub fn set_limits(
     let (high, low) = (number(high)?, number(low)?);
     let default = i64::try_from(HIGH_WATER)?;
     let high = high.unwrap_or_else(|| low.map_or(default, |low| low.saturating_mul(4)));
-    let low = low.unwrap_or(high / 4);
+    let low = low.unwrap_or(high.div_euclid(4));
     if !(high >= low && low >= 0) {
         return Err(PyValueError::new_err(format!(
             "high ({high}) must be >= low ({low}) must be >= 0"
