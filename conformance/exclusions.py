@@ -111,7 +111,7 @@ TABLE: tuple[Exclusion, ...] = (
     Exclusion(
         "test_futures",
         "white-box",
-        "a test of Future's C code, which passes a mock for a contextvars.Context to call_soon() of "
+        "a test of Future's C code that passes a mock for a contextvars.Context to call_soon() of "
         "a loop derived from BaseEventLoop; rondel takes nothing but a Context",
         ("*.test_use_after_free_on_fut_context_0_with_evil__getattribute__",),
         since=14,

@@ -398,6 +398,8 @@ def main(names: list[str]) -> int:
     # A job started in the background inherits SIGINT ignored, and so would each test that sends
     # it. A handler of ours is reset to the default in every command, an ignored signal is not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # To be terminated ends the commands as well, as an interrupt does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     adopt_orphans()
     steps = plan(*other_versions())
     if names:

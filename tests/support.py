@@ -254,8 +254,42 @@ def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def cpu_and_wall(action: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of CPU and of wall clock that action() took."""
-    cpu, wall = time.process_time(), time.monotonic()
-    action()
-    return time.process_time() - cpu, time.monotonic() - wall
+def info(host: str, port: int) -> tuple[Any, ...]:
+    """A row as getaddrinfo gives it."""
+    if ":" in host:
+        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port, 0, 0)
+    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port)
+
+
+def resolve_to(loop: asyncio.AbstractEventLoop, *rows: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Let loop.getaddrinfo answer with rows; the calls are appended to the list returned."""
+    calls: list[tuple[Any, ...]] = []
+
+    async def getaddrinfo(
+        host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[tuple[Any, ...]]:
+        calls.append((host, port, family, type, proto, flags))
+        return list(rows)
+
+    loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign]
+    return calls
+
+
+@contextlib.asynccontextmanager
+async def listener(host: str = HOST) -> AsyncIterator[tuple[socket.socket, int]]:
+    """A listening socket that accepts by itself (its backlog), and its port."""
+    with listening_socket(host=host) as sock:
+        yield sock, sock.getsockname()[1]
+
+
+async def finish(transport: asyncio.BaseTransport) -> None:
+    assert isinstance(transport, asyncio.Transport)
+    transport.abort()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def turns(count: int) -> None:
+    """Let the running loop do count turns."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -285,8 +285,6 @@ def test_rondel_coroutine_without_a_yield(rondel_loop: Loop) -> None:
 
 
 def test_rondel_coroutine_keeps_name_and_docstring() -> None:
-    import rondel
-
     old_style = generator_based()
     assert old_style.__name__ == "old_style"
     assert old_style.__doc__ == "An old-style coroutine."

@@ -217,7 +217,7 @@ def test_timer_handles_compare_with_nothing_else(loop: Loop) -> None:
     for compare in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__"):
         assert getattr(timer, compare)(1e9) is NotImplemented
     with pytest.raises(TypeError, match="not supported between instances of"):
-        timer < 1e9  # type: ignore[operator]
+        _ = timer < 1e9  # type: ignore[operator]
 
 
 def test_timer_handle_hashes_as_its_deadline(loop: Loop) -> None:

@@ -375,7 +375,7 @@ def test_ensure_future(loop: Loop, run: Run) -> None:
         with pytest.raises(
             TypeError, match=r"^An asyncio\.Future, a coroutine or an awaitable is required$"
         ):
-            asyncio.ensure_future(42)  # type: ignore[type-var]
+            await asyncio.ensure_future(42)  # type: ignore[type-var]
 
     run(main)
 

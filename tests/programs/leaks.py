@@ -210,6 +210,39 @@ class Connections:
         await asyncio.sleep(0.05)
 
 
+async def collected(thresholds: range) -> None:
+    """Have the collector start at every step of making a connection, in turn.
+
+    It looks at objects that are only half made then. Many at once, so that CPython's free lists
+    are empty and each step really allocates.
+    """
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Echo, HOST, 0, backlog=1024)
+    port = server.sockets[0].getsockname()[1]
+    before = gc.get_threshold()
+    for threshold in thresholds:
+        gc.set_threshold(threshold)
+        made = [loop.create_connection(asyncio.Protocol, HOST, port) for _ in range(BATCH)]
+        for transport, _ in await asyncio.gather(*made):
+            transport.abort()
+        await asyncio.sleep(0.01)
+    gc.set_threshold(*before)
+    server.close()
+    await server.wait_closed()
+
+
+def collecting(loop_name: str, warm_up: int, count: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Before and after connections that are made while the collector runs all the time."""
+    loop = new_event_loop(loop_name)
+    loop.run_until_complete(collected(range(100, 100 + warm_up)))
+    held()
+    before = held()
+    loop.run_until_complete(collected(range(1, 1 + count)))
+    after = held()
+    loop.close()
+    return before, after
+
+
 def connections(loop_name: str, warm_up: int, count: int) -> tuple[dict[str, int], dict[str, int]]:
     """Before and after so many connections, on one loop."""
     loop = new_event_loop(loop_name)
@@ -329,6 +362,8 @@ def main() -> None:
     warnings.simplefilter("ignore", ResourceWarning)
     if scenario == "connections":
         before, after = connections(loop_name, int(warm_up), int(count))
+    elif scenario == "collecting":
+        before, after = collecting(loop_name, int(warm_up), int(count))
     else:
         once = {
             "closed_loop": closed_loop,

@@ -1,14 +1,13 @@
 //! What `Handle` and `TimerHandle` mean to Python: asyncio's methods, attributes, repr and ordering.
 //!
-//! Their memory is managed in [`crate::ffi::handle`].
+//! Their memory is managed in [`crate::ffi::handle`], and CPython finds this through the tables in
+//! [`crate::ffi::handle_slots`].
 
-use std::ffi::{CStr, c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ffi::CStr;
 
-use pyo3::exceptions::PyRuntimeError;
-use pyo3::ffi::{self, PyGetSetDef, PyMethodDef, PyObject};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyFloat};
+use pyo3::pyclass::CompareOp;
+use pyo3::types::{PyDict, PyFloat, PyString};
 
 use crate::event_loop::exceptions;
 use crate::ffi::handle::HandleRef;
@@ -31,7 +30,7 @@ pub fn cancel(py: Python<'_>, handle: &HandleRef) -> PyResult<()> {
     if state.debug.get() {
         // For messages about the handle after its callback is gone.
         let text = describe(py, handle, true)?;
-        handle.save_repr(pyo3::types::PyString::new(py, &text).into_any());
+        handle.save_repr(PyString::new(py, &text).into_any());
     }
     handle.mark_cancelled();
     if handle.is_scheduled() {
@@ -83,7 +82,8 @@ fn callback_source(py: Python<'_>, handle: &HandleRef) -> PyResult<String> {
     format.call(arguments, Some(&options))?.extract()
 }
 
-fn repr(py: Python<'_>, handle: &HandleRef) -> PyResult<String> {
+/// `repr(handle)`
+pub fn repr(py: Python<'_>, handle: &HandleRef) -> PyResult<String> {
     match handle.saved_repr(py) {
         Some(saved) => saved.extract(),
         None => describe(py, handle, handle.is_cancelled()),
@@ -111,127 +111,46 @@ fn describe(py: Python<'_>, handle: &HandleRef, cancelled: bool) -> PyResult<Str
     Ok(format!("<{}>", parts.join(" ")))
 }
 
-fn is_timer(object: &Bound<'_, PyAny>) -> bool {
+/// Whether a handle is a TimerHandle.
+pub fn is_timer(object: &Bound<'_, PyAny>) -> bool {
     object.get_type().name().is_ok_and(|name| name == "TimerHandle")
 }
 
-/// Runs the body of a slot or method on the handle behind `slf`.
-fn with_handle(
-    slf: *mut PyObject,
-    body: impl FnOnce(Python<'_>, &HandleRef) -> PyResult<Py<PyAny>>,
-) -> *mut PyObject {
-    Python::attach(|py| {
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            // SAFETY: CPython calls slots and methods with a live object as `self`.
-            let object = unsafe { Bound::from_borrowed_ptr(py, slf) };
-            let handle = HandleRef::from_object(&object)
-                .ok_or_else(|| PyRuntimeError::new_err("not a handle of this loop"))?;
-            body(py, &handle)
-        }));
-        match outcome.unwrap_or_else(|payload| Err(crate::panic_error(&*payload))) {
-            Ok(value) => value.into_ptr(),
-            Err(error) => {
-                error.restore(py);
-                std::ptr::null_mut()
-            }
-        }
-    })
+/// The class of asyncio that a handle passes for.
+pub fn class<'py>(py: Python<'py>, handle: &HandleRef) -> PyResult<&'py Bound<'py, PyAny>> {
+    if is_timer(&handle.bind(py)) {
+        imports::timer_handle_type(py)
+    } else {
+        imports::handle_type(py)
+    }
 }
 
-macro_rules! methods {
-    ($($name:ident => |$py:ident, $handle:ident| $body:expr;)*) => {
-        $(unsafe extern "C" fn $name(slf: *mut PyObject, _unused: *mut PyObject) -> *mut PyObject {
-            with_handle(slf, |$py, $handle| $body)
-        })*
-    };
-}
-
-methods! {
-    method_cancel => |py, handle| cancel(py, handle).map(|()| py.None());
-    method_cancelled => |py, handle| Ok(bool_object(py, handle.is_cancelled()));
-    method_get_context => |py, handle| Ok(or_none(py, handle.context(py)));
-    method_run => |py, handle| run(py, handle).map(|()| py.None());
-    method_when => |py, handle| Ok(PyFloat::new(py, handle.when()).into_any().unbind());
-}
-
-fn bool_object(py: Python<'_>, value: bool) -> Py<PyAny> {
-    pyo3::types::PyBool::new(py, value).to_owned().into_any().unbind()
-}
-
-fn or_none(py: Python<'_>, value: Option<Bound<'_, PyAny>>) -> Py<PyAny> {
+/// A value as Python has it when there may be none.
+pub fn or_none(py: Python<'_>, value: Option<Bound<'_, PyAny>>) -> Py<PyAny> {
     value.map_or_else(|| py.None(), Bound::unbind)
 }
 
-macro_rules! getters {
-    ($($name:ident => |$py:ident, $handle:ident| $body:expr;)*) => {
-        $(unsafe extern "C" fn $name(slf: *mut PyObject, _closure: *mut c_void) -> *mut PyObject {
-            with_handle(slf, |$py, $handle| $body)
-        })*
+/// Compares two timers by their time, as asyncio does; None when the other is no timer.
+pub fn compare(
+    py: Python<'_>,
+    handle: &HandleRef,
+    other: &Bound<'_, PyAny>,
+    operation: CompareOp,
+) -> PyResult<Option<bool>> {
+    if !is_timer(other) {
+        return Ok(None);
+    }
+    let Some(other) = HandleRef::from_object(other) else { return Ok(None) };
+    let (a, b) = (handle.when(), other.when());
+    let answer = match operation {
+        CompareOp::Lt => a < b,
+        CompareOp::Gt => a > b,
+        CompareOp::Le => a < b || equal(py, handle, &other)?,
+        CompareOp::Ge => a > b || equal(py, handle, &other)?,
+        CompareOp::Eq => equal(py, handle, &other)?,
+        CompareOp::Ne => !equal(py, handle, &other)?,
     };
-}
-
-getters! {
-    get_callback => |py, handle| Ok(or_none(py, handle.callback(py)));
-    get_args => |py, handle| {
-        Ok(or_none(py, handle.args(py)?.map(Bound::into_any)))
-    };
-    get_context => |py, handle| Ok(or_none(py, handle.context(py)));
-    get_loop => |py, handle| Ok(handle.event_loop(py).into_any().unbind());
-    get_cancelled => |py, handle| Ok(bool_object(py, handle.is_cancelled()));
-    get_source_traceback => |py, handle| Ok(or_none(py, handle.source_traceback(py)));
-    get_repr => |py, handle| Ok(or_none(py, handle.saved_repr(py)));
-    get_class => |py, handle| {
-        let class = if is_timer(&handle.bind(py)) {
-            imports::timer_handle_type(py)?
-        } else {
-            imports::handle_type(py)?
-        };
-        Ok(class.clone().unbind())
-    };
-    get_when => |py, handle| Ok(PyFloat::new(py, handle.when()).into_any().unbind());
-    get_scheduled => |py, handle| Ok(bool_object(py, handle.is_scheduled()));
-}
-
-pub(crate) unsafe extern "C" fn repr_slot(slf: *mut PyObject) -> *mut PyObject {
-    with_handle(slf, |py, handle| {
-        Ok(pyo3::types::PyString::new(py, &repr(py, handle)?).into_any().unbind())
-    })
-}
-
-pub(crate) unsafe extern "C" fn hash_slot(slf: *mut PyObject) -> ffi::Py_hash_t {
-    Python::attach(|py| {
-        // SAFETY: CPython calls the slot with a live TimerHandle.
-        let object = unsafe { Bound::from_borrowed_ptr(py, slf) };
-        let when = HandleRef::from_object(&object).map_or(0.0, |handle| handle.when());
-        PyFloat::new(py, when).hash().unwrap_or(0)
-    })
-}
-
-pub(crate) unsafe extern "C" fn compare_slot(
-    slf: *mut PyObject,
-    other: *mut PyObject,
-    operation: c_int,
-) -> *mut PyObject {
-    with_handle(slf, |py, handle| {
-        // SAFETY: CPython calls the slot with two live objects.
-        let other = unsafe { Bound::from_borrowed_ptr(py, other) };
-        if !is_timer(&other) {
-            return Ok(py.NotImplemented());
-        }
-        let Some(other) = HandleRef::from_object(&other) else {
-            return Ok(py.NotImplemented());
-        };
-        let (a, b) = (handle.when(), other.when());
-        let answer = match operation {
-            ffi::Py_LT => a < b,
-            ffi::Py_GT => a > b,
-            ffi::Py_LE => a < b || equal(py, handle, &other)?,
-            ffi::Py_GE => a > b || equal(py, handle, &other)?,
-            ffi::Py_EQ => equal(py, handle, &other)?,
-            _ => !equal(py, handle, &other)?,
-        };
-        Ok(bool_object(py, answer))
-    })
+    Ok(Some(answer))
 }
 
 #[allow(clippy::float_cmp)] // asyncio compares the times exactly
@@ -245,70 +164,4 @@ fn equal(py: Python<'_>, a: &HandleRef, b: &HandleRef) -> PyResult<bool> {
         )
     };
     Ok(a.when() == b.when() && a.is_cancelled() == b.is_cancelled() && same_call(py)?)
-}
-
-fn method(name: &'static CStr, doc: &'static CStr, function: ffi::PyCFunction) -> PyMethodDef {
-    PyMethodDef {
-        ml_name: name.as_ptr(),
-        ml_meth: ffi::PyMethodDefPointer { PyCFunction: function },
-        ml_flags: ffi::METH_NOARGS,
-        ml_doc: doc.as_ptr(),
-    }
-}
-
-fn getter(name: &'static CStr, function: ffi::getter) -> PyGetSetDef {
-    PyGetSetDef { name: name.as_ptr(), get: Some(function), ..PyGetSetDef::default() }
-}
-
-/// The method and attribute tables of `Handle`, or of what `TimerHandle` adds. They are for a type
-/// that lives as long as the process, so they do too.
-pub(crate) fn tables(timer: bool) -> (&'static mut [PyMethodDef], &'static mut [PyGetSetDef]) {
-    let mut methods = Vec::new();
-    let mut attributes = Vec::new();
-    if timer {
-        methods.push(method(
-            c"when",
-            c"when($self, /)\n--\n\nThe time of the call in seconds on the loop's clock.",
-            method_when,
-        ));
-        attributes.push(getter(c"_when", get_when));
-        attributes.push(getter(c"_scheduled", get_scheduled));
-    } else {
-        methods.extend([
-            method(
-                c"cancel",
-                c"cancel($self, /)\n--\n\nCancel the call. No effect when it was made already.",
-                method_cancel,
-            ),
-            method(
-                c"cancelled",
-                c"cancelled($self, /)\n--\n\nWhether the call was cancelled.",
-                method_cancelled,
-            ),
-            method(
-                c"get_context",
-                c"get_context($self, /)\n--\n\nThe contextvars.Context in which the call is made.",
-                method_get_context,
-            ),
-            method(
-                c"_run",
-                c"_run($self, /)\n--\n\nMake the call now, as the loop does.",
-                method_run,
-            ),
-        ]);
-        attributes.extend([
-            // isinstance() believes this: a native class cannot derive from asyncio's.
-            getter(c"__class__", get_class),
-            getter(c"_callback", get_callback),
-            getter(c"_args", get_args),
-            getter(c"_context", get_context),
-            getter(c"_loop", get_loop),
-            getter(c"_cancelled", get_cancelled),
-            getter(c"_source_traceback", get_source_traceback),
-            getter(c"_repr", get_repr),
-        ]);
-    }
-    methods.push(PyMethodDef::zeroed());
-    attributes.push(PyGetSetDef::default());
-    (Box::leak(methods.into_boxed_slice()), Box::leak(attributes.into_boxed_slice()))
 }

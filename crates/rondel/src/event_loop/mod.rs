@@ -587,7 +587,10 @@ impl Loop {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        traverse(self.state.in_traverse(&visit), &visit)
+        match self.state.in_traverse(&visit) {
+            Some(state) => traverse(state, &visit),
+            None => Ok(()),
+        }
     }
 
     fn __clear__(slf: &Bound<'_, Self>) {

@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyContext, PyTuple, PyType};
 
 use super::confined::Confined;
+use super::handle_slots;
 use crate::event_loop::Loop;
 
 /// Arguments that fit into the object; more go into a tuple.
@@ -561,7 +562,7 @@ fn create_type<'py>(
         },
         ffi::PyMemberDef::default(),
     ]));
-    let (methods, attributes) = crate::handle::tables(base.is_some());
+    let (methods, attributes) = handle_slots::tables(base.is_some());
     let mut slots = vec![
         slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
         slot(ffi::Py_tp_traverse, traverse as *mut c_void),
@@ -569,11 +570,11 @@ fn create_type<'py>(
         slot(ffi::Py_tp_doc, doc.as_ptr().cast_mut().cast()),
         slot(ffi::Py_tp_methods, methods.as_mut_ptr().cast()),
         slot(ffi::Py_tp_getset, attributes.as_mut_ptr().cast()),
-        slot(ffi::Py_tp_repr, crate::handle::repr_slot as *mut c_void),
+        slot(ffi::Py_tp_repr, handle_slots::repr_slot as *mut c_void),
     ];
     if base.is_some() {
-        slots.push(slot(ffi::Py_tp_richcompare, crate::handle::compare_slot as *mut c_void));
-        slots.push(slot(ffi::Py_tp_hash, crate::handle::hash_slot as *mut c_void));
+        slots.push(slot(ffi::Py_tp_richcompare, handle_slots::compare_slot as *mut c_void));
+        slots.push(slot(ffi::Py_tp_hash, handle_slots::hash_slot as *mut c_void));
     } else {
         slots.push(slot(ffi::Py_tp_members, members.as_mut_ptr().cast()));
     }

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`confined`] | state that is only touched by a thread that is attached to the interpreter |
 //! | [`handle`] | `Handle` and `TimerHandle` as raw objects with a free list and inline arguments |
+//! | `handle_slots` | the tables through which CPython finds what handles do |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
@@ -14,7 +15,20 @@ pub mod buffer;
 pub mod confined;
 pub mod context;
 pub mod handle;
+mod handle_slots;
 pub mod scheduling;
+
+/// Lets PyO3 know that this thread is attached, for code that CPython calls directly.
+///
+/// PyO3's own way refuses once the interpreter is finalizing, when CPython still calls methods of
+/// objects that go then.
+///
+/// # Safety
+/// The calling thread is attached.
+pub unsafe fn attached<R>(f: impl FnOnce(pyo3::Python<'_>) -> R) -> R {
+    // SAFETY: by this function's contract; an attached thread may attach once more.
+    unsafe { pyo3::Python::attach_unchecked(f) }
+}
 
 /// `threading.get_ident()` of the calling thread.
 pub fn thread_ident() -> u64 {

@@ -83,7 +83,8 @@ unsafe fn guard(
         Err(payload) => crate::panic_error(&*payload),
     };
     // PyO3 counts attachments per thread, and an error may drop references that need the count.
-    Python::attach(|py| error.restore(py));
+    // SAFETY: by this function's contract.
+    unsafe { super::attached(|py| error.restore(py)) };
     ptr::null_mut()
 }
 

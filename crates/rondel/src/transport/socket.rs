@@ -515,7 +515,7 @@ impl SocketTransport {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let stream = self.stream.in_traverse(&visit);
+        let Some(stream) = self.stream.in_traverse(&visit) else { return Ok(()) };
         visit.call(&stream.context)?;
         stream.endpoint.traverse(&visit)?;
         if let Ok(event_loop) = stream.event_loop.try_borrow() {
