@@ -1,20 +1,21 @@
 """Exceptions that nobody awaits: the loop's exception handler and its log lines."""
 
 import asyncio
-import logging
 import sys
 import traceback
+from asyncio import base_events
 from typing import Any
 
 from . import _rondel
-
-logger = logging.getLogger("asyncio")
 
 Context = dict[str, Any]
 
 
 class ErrorHandling(_rondel.Loop):
-    """``call_exception_handler()`` and relatives, with asyncio's messages."""
+    """``call_exception_handler()`` and relatives, with asyncio's messages.
+
+    They go to the logger "asyncio", by the name under which suites replace it.
+    """
 
     def default_exception_handler(self, context: Context) -> None:
         """Log what happened; used when no exception handler is set."""
@@ -39,7 +40,7 @@ class ErrorHandling(_rondel.Loop):
             else:
                 text = repr(value)
             lines.append(f"{key}: {text}")
-        logger.error("\n".join(lines), exc_info=exc_info)
+        base_events.logger.error("\n".join(lines), exc_info=exc_info)
 
     def call_exception_handler(self, context: Context) -> None:
         """Call the exception handler with a context (see asyncio's documentation for its keys).
@@ -76,15 +77,15 @@ class ErrorHandling(_rondel.Loop):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
-            logger.error(if_it_fails, exc_info=True)
+            base_events.logger.error(if_it_fails, exc_info=True)
 
     def _log_slow_callback(self, callback: object, seconds: float) -> None:
         """Debug mode: a callback took longer than ``slow_callback_duration``."""
-        logger.warning("Executing %s took %.3f seconds", _describe(callback), seconds)
+        base_events.logger.warning("Executing %s took %.3f seconds", _describe(callback), seconds)
 
     def _log_debug(self, message: str, *args: object) -> None:
         if self.get_debug():
-            logger.debug(message, *args)
+            base_events.logger.debug(message, *args)
 
 
 def _context_of(context: Context) -> Any:

@@ -1,22 +1,14 @@
 """The event loop: the native part plus what happens once per connection, or more rarely."""
 
 import asyncio
-import os
-import sys
 import warnings
 import weakref
+from asyncio import coroutines
 from collections.abc import AsyncGenerator
 from typing import Any, Self
 
 from .connecting import Connecting
 from .later import NotYet
-
-
-def _debug_by_default() -> bool:
-    """Whether new loops start in debug mode (python -X dev, PYTHONASYNCIODEBUG)."""
-    return sys.flags.dev_mode or (
-        not sys.flags.ignore_environment and bool(os.environ.get("PYTHONASYNCIODEBUG"))
-    )
 
 
 class Loop(Connecting, NotYet, asyncio.AbstractEventLoop):
@@ -31,8 +23,9 @@ class Loop(Connecting, NotYet, asyncio.AbstractEventLoop):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
-        # Subclasses may take arguments of their own.
-        return super().__new__(cls, debug=_debug_by_default())
+        # Subclasses may take arguments of their own. Debug mode is for python -X dev and
+        # PYTHONASYNCIODEBUG.
+        return super().__new__(cls, debug=coroutines._is_debug_mode())
 
     def __init__(self) -> None:
         super().__init__()

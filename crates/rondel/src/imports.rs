@@ -47,6 +47,8 @@ imported! {
     iscoroutinefunction = "inspect"."iscoroutinefunction";
     /// `socket.socket`
     socket_type = "socket"."socket";
+    /// `_socket.socket`, the base class of `socket.socket`
+    native_socket_type = "_socket"."socket";
     /// `ssl.SSLSocket`
     ssl_socket = "ssl"."SSLSocket";
     /// `os.strerror`

@@ -102,6 +102,17 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Closes the socket of a transport that was dropped. The collector may have taken its object
+    /// apart already, so this is the native part's close and failing is no news.
+    pub fn abandon(&self, py: Python<'_>) {
+        let owner = self.owner.replace(Owner::Closed);
+        if let Owner::Object(sock) = owner
+            && let Ok(native) = imports::native_socket_type(py)
+        {
+            let _ = native.call_method1(intern!(py, "close"), (sock,));
+        }
+    }
+
     fn extra<'py>(&self, py: Python<'py>) -> Bound<'py, PyDict> {
         self.extra.borrow_mut().get_or_insert_with(|| PyDict::new(py).unbind()).bind(py).clone()
     }

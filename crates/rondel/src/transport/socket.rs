@@ -575,9 +575,7 @@ impl Drop for SocketTransport {
                     error.write_unraisable(py, None);
                 }
             }
-            if let Err(error) = stream.endpoint.close(py) {
-                error.write_unraisable(py, None);
-            }
+            stream.endpoint.abandon(py);
             if let Some(pending) = pending {
                 pending.restore(py);
             }
