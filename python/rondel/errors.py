@@ -1,6 +1,7 @@
 """Exceptions that nobody awaits: the loop's exception handler and its log lines."""
 
 import asyncio
+import logging
 import sys
 import traceback
 from asyncio import base_events
@@ -40,7 +41,7 @@ class ErrorHandling(_rondel.Loop):
             else:
                 text = repr(value)
             lines.append(f"{key}: {text}")
-        base_events.logger.error("\n".join(lines), exc_info=exc_info)
+        _logger().error("\n".join(lines), exc_info=exc_info)
 
     def call_exception_handler(self, context: Context) -> None:
         """Call the exception handler with a context (see asyncio's documentation for its keys).
@@ -77,15 +78,20 @@ class ErrorHandling(_rondel.Loop):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
-            base_events.logger.error(if_it_fails, exc_info=True)
+            _logger().error(if_it_fails, exc_info=True)
 
     def _log_slow_callback(self, callback: object, seconds: float) -> None:
         """Debug mode: a callback took longer than ``slow_callback_duration``."""
-        base_events.logger.warning("Executing %s took %.3f seconds", _describe(callback), seconds)
+        _logger().warning("Executing %s took %.3f seconds", _describe(callback), seconds)
 
     def _log_debug(self, message: str, *args: object) -> None:
         if self.get_debug():
-            base_events.logger.debug(message, *args)
+            _logger().debug(message, *args)
+
+
+def _logger() -> logging.Logger:
+    logger: logging.Logger = base_events.logger  # type: ignore[attr-defined]
+    return logger
 
 
 def _context_of(context: Context) -> Any:

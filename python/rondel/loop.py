@@ -25,7 +25,8 @@ class Loop(Connecting, NotYet, asyncio.AbstractEventLoop):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102
         # Subclasses may take arguments of their own. Debug mode is for python -X dev and
         # PYTHONASYNCIODEBUG.
-        return super().__new__(cls, debug=coroutines._is_debug_mode())
+        debug: bool = coroutines._is_debug_mode()  # type: ignore[attr-defined]
+        return super().__new__(cls, debug=debug)
 
     def __init__(self) -> None:
         super().__init__()
