@@ -124,12 +124,11 @@ class Reporter(unittest.TestResult):
         if hasattr(test, "test_case"):  # a subtest: the test goes on, and only failures count
             self._outcome = self._outcome or "passed"
             return
-        outcome = "white-box" if reason == swap.HAND_DRIVEN_CLOCK else "skipped"
         if not is_test(test):
-            self._outcome, self._details = outcome, [reason]
+            self._outcome, self._details = "skipped", [reason]
             self._end(test.id(), 0)
         elif self._outcome != "failed":
-            self._outcome = outcome
+            self._outcome = "skipped"
             self._details.append(reason)
 
 

@@ -119,12 +119,6 @@ TABLE: tuple[Exclusion, ...] = (
     Exclusion(
         "test_base_events",
         "white-box",
-        "replaces socket.getnameinfo, which asyncio calls, by a function that takes any address",
-        ("BaseEventLoopWithSelectorTests.test_getnameinfo",),
-    ),
-    Exclusion(
-        "test_base_events",
-        "white-box",
         "calls or replaces private methods of asyncio's selector loop (_accept_connection, "
         "_make_ssl_transport)",
         (
@@ -169,7 +163,19 @@ TABLE: tuple[Exclusion, ...] = (
         "test_tasks",
         "white-box",
         QUEUE,
-        ("*Test*.test_log_destroyed_pending_task",),
+        ("*Task*Future*.test_log_destroyed_pending_task",),
+    ),
+    Exclusion(
+        "test_tasks",
+        "white-box",
+        "asserts on the time, in steps of its own making, that test_utils.TestLoop shows",
+        names(
+            "*Task*Future*.test_",
+            "as_completed as_completed_reverse_wait as_completed_with_timeout sleep "
+            "stop_while_run_in_complete task_cancel_sleeping_task wait wait_concurrent_complete "
+            "wait_first_completed wait_first_exception wait_first_exception_in_wait "
+            "wait_with_exception wait_with_iterator_of_tasks wait_with_timeout",
+        ),
     ),
     Exclusion(
         "test_tasks",
@@ -190,8 +196,15 @@ TABLE: tuple[Exclusion, ...] = (
     Exclusion(
         "test_unix_events",
         "white-box",
-        "puts mocks in the place of asyncio's signal module, or uses the private _signal_handlers",
-        ("SelectorEventLoopSignalTests.*",),
+        "puts a mock in the place of asyncio's signal module, or uses its private _check_signal(), "
+        "_handle_signal() and _signal_handlers",
+        names(
+            "SelectorEventLoopSignalTests.test_",
+            "check_signal handle_signal_no_handler handle_signal_cancelled_handler "
+            "add_signal_handler add_signal_handler_setup_error add_signal_handler_install_error* "
+            "remove_signal_handler remove_signal_handler_2 remove_signal_handler_error* "
+            "close close_on_finalizing",
+        ),
     ),
     Exclusion(
         "test_unix_events",
@@ -272,18 +285,6 @@ TABLE: tuple[Exclusion, ...] = (
         "later",
         "UDP",
         ("BaseEventLoopWithSelectorTests.test_create_datagram_endpoint_*",),
-    ),
-    Exclusion(
-        "test_base_events",
-        "later",
-        "TLS",
-        ("BaseEventLoopWithSelectorTests.test_create_connection_ssl_server_hostname_errors",),
-    ),
-    Exclusion(
-        "test_base_events",
-        "later",
-        "subprocesses",
-        ("BaseEventLoopTests.test_subprocess_*",),
     ),
     Exclusion("test_base_events", "later", "sendfile", ("BaseLoopSockSendfileTests.*",)),
     Exclusion(

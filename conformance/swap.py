@@ -8,8 +8,8 @@ The tests make their loops in four ways, and each leads to one of the names repl
   methods of the functional tests;
 * `BaseEventLoop()`, or a subclass of it, with its selector mocked away, where a test only wants
   some loop that has nothing to poll;
-* `new_test_loop()` of `test.test_asyncio.utils`, a loop whose clock a generator may drive. Without
-  a generator any loop will do; with one the test is about that clock, and is left out.
+* `new_test_loop()` of `test.test_asyncio.utils`, a mock loop whose clock a generator drives. The
+  tests get a loop whose time passes by itself; those that look at the clock are excluded.
 
 Nothing of rondel is changed: the tests get instances of `rondel.Loop` itself, not of a subclass,
 since a subclass may take other paths.
@@ -23,10 +23,8 @@ import asyncio.selector_events
 import asyncio.unix_events
 import importlib
 import types
-import unittest
 from typing import Any
 
-HAND_DRIVEN_CLOCK = "the test drives the clock of test_utils.TestLoop by hand"
 LOOP_CLASSES = {
     "EventLoop",
     "SelectorEventLoop",
@@ -85,8 +83,6 @@ def _replace_test_loop(stand_in: Any) -> None:
     utils: Any = importlib.import_module("test.test_asyncio.utils")
 
     def new_test_loop(self: Any, gen: object = None) -> Any:
-        if gen is not None:
-            raise unittest.SkipTest(HAND_DRIVEN_CLOCK)
         loop = stand_in()
         self.set_event_loop(loop)
         return loop

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import Recorder, connected, read_exactly, read_to_end, tcp_pair, until
+from support import Recorder, connected, read_exactly, read_to_end, tcp_pair, turns, until
 
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import HOST, Recorder, connected, is_stock, tcp_pair
+from support import HOST, Recorder, connected, is_stock, tcp_pair, turns
 
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]

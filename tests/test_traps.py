@@ -31,6 +31,7 @@ from support import (
     run_turn,
     skip_if_asyncio_errs,
     tcp_pair,
+    turns,
     until,
 )
 

@@ -31,6 +31,8 @@ imported! {
     isfuture = "asyncio"."isfuture";
     /// `asyncio.iscoroutine`
     iscoroutine = "asyncio"."iscoroutine";
+    /// `asyncio.base_events._run_until_complete_cb`
+    run_until_complete_callback = "asyncio.base_events"."_run_until_complete_cb";
     /// `asyncio._set_running_loop`
     set_running_loop = "asyncio"."_set_running_loop";
     /// `asyncio._get_running_loop`

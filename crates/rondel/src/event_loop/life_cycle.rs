@@ -3,9 +3,9 @@
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyCFunction, PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 
-use super::{Loop, State, debug, exceptions, turn};
+use super::{Loop, State, debug, turn};
 use crate::imports;
 
 /// `loop.run_forever()`.
@@ -88,12 +88,12 @@ pub fn run_until_complete<'py>(
         // When it is not done at the end an exception says so; no need for a log line as well.
         future.setattr(intern!(py, "_log_destroy_pending"), false)?;
     }
-    let stopper =
-        PyCFunction::new_closure(py, None, None, |args, _kwargs| stop_after(&args.get_item(0)?))?;
-    future.call_method1(intern!(py, "add_done_callback"), (&stopper,))?;
+    // asyncio's own: frameworks (anyio) know a program's main task by this callback.
+    let stopper = imports::run_until_complete_callback(py)?;
+    future.call_method1(intern!(py, "add_done_callback"), (stopper,))?;
     // Through the attribute, since programs override run_forever().
     let ran = event_loop.call_method0(intern!(py, "run_forever"));
-    let removed = future.call_method1(intern!(py, "remove_done_callback"), (&stopper,));
+    let removed = future.call_method1(intern!(py, "remove_done_callback"), (stopper,));
     let is_done = |future: &Bound<'py, PyAny>| -> PyResult<bool> {
         future.call_method0(intern!(py, "done"))?.is_truthy()
     };
@@ -113,19 +113,6 @@ pub fn run_until_complete<'py>(
         return Err(PyRuntimeError::new_err("Event loop stopped before Future completed."));
     }
     future.call_method0(intern!(py, "result"))
-}
-
-/// Stops the future's loop, unless an exception that leaves the loop will do so.
-fn stop_after(future: &Bound<'_, PyAny>) -> PyResult<()> {
-    let py = future.py();
-    if !future.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
-        let exception = future.call_method0(intern!(py, "exception"))?;
-        if !exception.is_none() && exceptions::must_propagate(py, &PyErr::from_value(exception)) {
-            return Ok(());
-        }
-    }
-    future.call_method0(intern!(py, "get_loop"))?.call_method0(intern!(py, "stop"))?;
-    Ok(())
 }
 
 /// The native half of `loop.close()`.

@@ -109,6 +109,10 @@ pub struct State {
     pub scratch: RefCell<Vec<u8>>,
     /// Counts callbacks, so that a transport knows whether two writes come from the same one.
     pub callback_number: Cell<u64>,
+    /// When a turn last looked at the clock, in nanoseconds.
+    pub last_look: Cell<u64>,
+    /// Turns that may still go by without looking at it.
+    pub blind_turns: Cell<u32>,
     /// When the loop last polled, in nanoseconds.
     pub last_poll: Cell<u64>,
     /// When the loop last let go of the GIL, in nanoseconds.
@@ -151,6 +155,8 @@ impl State {
             unflushed: RefCell::default(),
             scratch: RefCell::default(),
             callback_number: Cell::new(0),
+            last_look: Cell::new(0),
+            blind_turns: Cell::new(0),
             last_poll: Cell::new(0),
             last_release: Cell::new(0),
             sleeping: Cell::new(false),
@@ -389,16 +395,6 @@ impl Loop {
     /// Wake the loop from any thread.
     fn _write_to_self(slf: &Bound<'_, Self>) {
         slf.get().state(slf.py()).wake();
-    }
-
-    /// Schedule a coroutine; return its task.
-    #[pyo3(signature = (coro, **kwargs))]
-    fn create_task<'py>(
-        slf: &Bound<'py, Self>,
-        coro: &Bound<'py, PyAny>,
-        kwargs: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        tasks::create_task(slf, coro, kwargs)
     }
 
     /// Set what create_task() calls to make a task; None for the default.

@@ -1,39 +1,17 @@
 //! Making tasks: CPython's own `asyncio.Task`, with every keyword of the running Python.
 
 use pyo3::exceptions::PyTypeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::Loop;
-use crate::imports;
 
-/// `loop.create_task(coro, **kwargs)`.
+/// `loop.create_task(coro, **kwargs)` with a task factory.
 ///
-/// Keywords go to `asyncio.Task`, which knows those of its Python. Up to 3.13 a task factory is
-/// called as `factory(loop, coro)` with `context` only when it was given, and the name is set
-/// afterwards; from 3.14 on it gets all keywords.
-pub fn create_task<'py>(
-    event_loop: &Bound<'py, Loop>,
-    coro: &Bound<'py, PyAny>,
-    kwargs: Option<&Bound<'py, PyDict>>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let py = event_loop.py();
-    let state = event_loop.get().state(py);
-    state.check_closed()?;
-    let factory = state.task_factory.borrow().as_ref().map(|factory| factory.clone_ref(py));
-    if let Some(factory) = factory {
-        return from_factory(factory.bind(py), event_loop, coro, kwargs);
-    }
-    let options = match kwargs {
-        Some(kwargs) => kwargs.copy()?,
-        None => PyDict::new(py),
-    };
-    options.set_item(intern!(py, "loop"), event_loop)?;
-    imports::task_type(py)?.call((coro,), Some(&options))
-}
-
-fn from_factory<'py>(
+/// Up to 3.13 it is called as `factory(loop, coro)` with `context` only when it was given, and the
+/// name is set afterwards; from 3.14 on it gets all keywords. (Without a factory, creating a task is
+/// [`crate::ffi::tasks`].)
+pub fn from_factory<'py>(
     factory: &Bound<'py, PyAny>,
     event_loop: &Bound<'py, Loop>,
     coro: &Bound<'py, PyAny>,

@@ -27,6 +27,11 @@ use crate::ffi::handle::HandleRef;
 const POLL_INTERVAL: u64 = 50_000;
 /// Nanoseconds after which the loop offers the GIL to other threads (CPython's switch interval).
 const RELEASE_INTERVAL: u64 = 5_000_000;
+/// While turns are short, so many of them in a row do without looking at the clock, which would be a
+/// good part of their time; timers and the poller wait for that long.
+const BLIND_TURNS: u32 = 4;
+/// Nanoseconds between two looks at the clock that count as short.
+const SHORT_TURNS: u64 = 10_000;
 /// asyncio's longest wait: a day.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -90,12 +95,19 @@ fn run_collected(event_loop: &Bound<'_, Loop>, state: &State, left: &mut usize) 
 
 /// Collects events and due timers, waiting for them when nothing else is to do.
 fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
-    drop_cancelled_timers(state);
-    let now = clock::now_ns();
     let busy = state.stopping.get()
         || !state.ready.borrow().is_empty()
         || !state.events.borrow().is_empty()
         || !state.due.borrow().is_empty();
+    let blind = state.blind_turns.get();
+    if busy && blind > 0 {
+        state.blind_turns.set(blind - 1);
+        return Ok(());
+    }
+    drop_cancelled_timers(state);
+    let now = clock::now_ns();
+    let since = now.saturating_sub(state.last_look.replace(now));
+    state.blind_turns.set(if since < SHORT_TURNS { BLIND_TURNS } else { 0 });
     let deadline = state.timers.borrow().next_deadline();
     let after;
     if busy && now.saturating_sub(state.last_poll.get()) < POLL_INTERVAL {

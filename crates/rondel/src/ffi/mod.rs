@@ -6,6 +6,7 @@
 //! | [`handle`] | `Handle` and `TimerHandle` as raw objects with a free list and inline arguments |
 //! | `handle_slots` | the tables through which CPython finds what handles do |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
+//! | `tasks` | create_task() likewise |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
 //!
@@ -17,6 +18,7 @@ pub mod context;
 pub mod handle;
 mod handle_slots;
 pub mod scheduling;
+mod tasks;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.
 ///

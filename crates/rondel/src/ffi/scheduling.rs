@@ -2,8 +2,7 @@
 //!
 //! `call_soon` and relatives take any number of positional arguments and one keyword. Through a
 //! general argument parser that costs a tuple for each call; here the arguments go from the caller's
-//! stack into the handle. CPython's C Task calls `call_soon(step, context=context)` with the interned
-//! name, so the keyword is found by comparing pointers.
+//! stack into the handle, and the keyword is found by comparing pointers.
 //!
 //! The methods are put onto the [`Loop`] type as method descriptors, which check that `self` is a
 //! loop before they call.
@@ -11,6 +10,7 @@
 use std::ffi::{CStr, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::{self, Py_ssize_t, PyMethodDef, PyObject};
@@ -68,7 +68,7 @@ struct Call {
 /// # Safety
 /// Attached; `slf` is a Loop.
 #[inline]
-unsafe fn guard(
+pub(super) unsafe fn guard(
     slf: *mut PyObject,
     body: impl FnOnce(&Bound<'_, Loop>) -> PyResult<*mut PyObject>,
 ) -> *mut PyObject {
@@ -123,7 +123,7 @@ unsafe fn parse(
         let mut context = ptr::null_mut();
         if !kwnames.is_null() {
             let name = ffi::PyTuple_GET_ITEM(kwnames, 0);
-            if ffi::PyTuple_GET_SIZE(kwnames) != 1 || name != context_name(py) {
+            if ffi::PyTuple_GET_SIZE(kwnames) != 1 || !is_context(py, name) {
                 return parse_slowly(py, kind, args, nargs, kwnames);
             }
             context = *args.add(nargs);
@@ -142,8 +142,27 @@ unsafe fn parse(
     }
 }
 
-fn context_name(py: Python<'_>) -> *mut PyObject {
-    intern!(py, "context").as_ptr()
+/// Whether a keyword's name is "context". Python code has the interned string; CPython's C Task has
+/// one of its own, which is remembered when it is first seen.
+///
+/// # Safety
+/// `name` is a live str.
+#[inline]
+unsafe fn is_context(py: Python<'_>, name: *mut PyObject) -> bool {
+    static OF_C_TASK: AtomicPtr<PyObject> = AtomicPtr::new(ptr::null_mut());
+    if name == OF_C_TASK.load(Ordering::Relaxed) || name == intern!(py, "context").as_ptr() {
+        return true;
+    }
+    // SAFETY: `name` is a live str. The remembered one is kept alive for ever by an extra reference,
+    // so that its address stays its own.
+    unsafe {
+        let same = Bound::from_borrowed_ptr(py, name).eq("context").unwrap_or(false);
+        if same && OF_C_TASK.load(Ordering::Relaxed).is_null() {
+            ffi::Py_INCREF(name);
+            OF_C_TASK.store(name, Ordering::Relaxed);
+        }
+        same
+    }
 }
 
 /// Names that are not interned, positional parameters given by name, and mistakes.
@@ -418,6 +437,11 @@ pub fn install(py: Python<'_>) -> PyResult<()> {
             c"call_at",
             c"call_at($self, when, callback, /, *args, context=None)\n--\n\nCall the callback at the time in seconds on the loop's clock (see time()).\n\nReturns a TimerHandle.",
             call_at,
+        ),
+        fast(
+            c"create_task",
+            c"create_task($self, coro, /, **kwargs)\n--\n\nSchedule a coroutine; return its asyncio.Task.\n\nKeywords are those of the running Python's create_task().",
+            super::tasks::create_task,
         ),
         noargs(
             c"time",
