@@ -442,7 +442,7 @@ def _literal_info(
         return None  # a service name
     if isinstance(host, bytes):
         host = host.decode("idna")
-    if not is_literal(host) or "%" in host:
+    if not is_literal(host):
         return None
     family_of_host = socket.AF_INET6 if ":" in host else socket.AF_INET
     if family not in (socket.AF_UNSPEC, family_of_host):

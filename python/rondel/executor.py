@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import ipaddress
 import logging
 import socket
 import threading
@@ -162,8 +161,9 @@ def is_literal(host: object) -> bool:
     """Whether a host is an IPv4 or IPv6 address rather than a name."""
     if not isinstance(host, str):
         return False
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        ipaddress.ip_address(host)
-    except ValueError:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):
         return False
     return True
