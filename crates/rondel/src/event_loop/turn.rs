@@ -95,16 +95,15 @@ fn run_collected(event_loop: &Bound<'_, Loop>, state: &State, left: &mut usize) 
 
 /// Collects events and due timers, waiting for them when nothing else is to do.
 fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
-    let busy = state.stopping.get()
-        || !state.ready.borrow().is_empty()
-        || !state.events.borrow().is_empty()
-        || !state.due.borrow().is_empty();
     let blind = state.blind_turns.get();
-    if busy && blind > 0 {
+    if blind > 0 && is_busy(state) {
         state.blind_turns.set(blind - 1);
         return Ok(());
     }
     drop_cancelled_timers(state);
+    // From here until the loop counts as sleeping no Python code runs, so nobody can add work
+    // without either being seen here or waking the loop.
+    let busy = is_busy(state);
     let now = clock::now_ns();
     let since = now.saturating_sub(state.last_look.replace(now));
     state.blind_turns.set(if since < SHORT_TURNS { BLIND_TURNS } else { 0 });
@@ -134,6 +133,13 @@ fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
         }
     }
     Ok(())
+}
+
+fn is_busy(state: &State) -> bool {
+    state.stopping.get()
+        || !state.ready.borrow().is_empty()
+        || !state.events.borrow().is_empty()
+        || !state.due.borrow().is_empty()
 }
 
 /// Takes cancelled timers from the top of the heap, so that nobody waits for them.

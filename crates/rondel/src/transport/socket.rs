@@ -167,6 +167,8 @@ impl SocketTransport {
             protocol_paused: Cell::new(false),
         };
         stream.set_protocol(protocol)?;
+        // Before anybody knows the transport: a protocol that is none is the caller's error.
+        let callback = protocol.getattr(intern!(py, "connection_made"))?;
         let this = Bound::new(py, SocketTransport { stream: Confined::new(stream) })?;
         let server = this.get().stream(py).server.borrow().as_ref().map(|s| s.clone_ref(py));
         if let Some(server) = server {
@@ -174,7 +176,6 @@ impl SocketTransport {
         }
         let weak = weak_reference(&this)?;
         drop(state.transports.borrow_mut().insert(fd, weak));
-        let callback = protocol.getattr(intern!(py, "connection_made"))?;
         let args = PyTuple::new(py, [&this])?;
         state.push_ready(HandleRef::from_parts(event_loop, &callback, &args, Some(context))?);
         state.push_step(this.clone().into_any().unbind(), started);
