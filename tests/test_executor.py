@@ -168,6 +168,8 @@ def test_cancelled_before_it_started(loop: Loop, run: Run) -> None:
             assert second.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await second
+            # A turn, in which the executor hears of it.
+            await asyncio.sleep(0)
             release.set()
             assert await first is True
 

@@ -167,8 +167,8 @@ def kill_after(delay: float, times: int = 1) -> None:
 
 def test_signal_handler_runs_while_the_loop_waits(loop: Loop) -> None:
     with Handled(lambda: None) as handled:
-        loop.call_later(0.6, loop.stop)
         started = time.monotonic()
+        loop.call_later(0.6, loop.stop)
         with in_thread(kill_after, 0.1, 2):
             loop.run_forever()
         assert time.monotonic() - started >= 0.6

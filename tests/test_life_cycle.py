@@ -58,8 +58,8 @@ def test_stop_before_the_run_is_used_up_by_one_run(loop: Loop) -> None:
     loop.stop()
     loop.stop()
     loop.run_forever()
-    loop.call_later(0.01, loop.stop)
     started = loop.time()
+    loop.call_later(0.01, loop.stop)
     loop.run_forever()
     assert loop.time() - started >= 0.01
 
@@ -256,8 +256,8 @@ def test_run_until_complete_stopped_before_the_end(loop: Loop) -> None:
         loop.run_until_complete(future)
     # It does not stop a later run either.
     loop.call_soon(future.set_result, None)
-    loop.call_later(0.01, loop.stop)
     started = loop.time()
+    loop.call_later(0.01, loop.stop)
     loop.run_forever()
     assert loop.time() - started >= 0.01
 

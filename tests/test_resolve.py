@@ -249,3 +249,36 @@ def test_default_executor_resolves(loop: Loop, run: Run) -> None:
 
     run(main)
     assert Counting.calls == 1
+
+
+LITERALS = [
+    *("127.0.0.1", "0.0.0.0", "::1", "::", "0:0::1", "fe80::1", "::ffff:1.2.3.4"),
+    *("2001:DB8::0001", "1.2.3", "01.2.3.4", "::1%lo"),
+]
+
+
+@pytest.mark.parametrize("host", LITERALS)
+def test_addresses_are_answered_as_the_system_answers(loop: Loop, host: str) -> None:
+    async def ask(*args: object, **keywords: int) -> object:
+        try:
+            return await loop.getaddrinfo(*args, **keywords)  # type: ignore[arg-type]
+        except OSError as exc:
+            return type(exc), str(exc)
+
+    def ask_the_system(*args: object, **keywords: int) -> object:
+        try:
+            return socket.getaddrinfo(*args, **keywords)  # type: ignore[arg-type]
+        except OSError as exc:
+            return type(exc), str(exc)
+
+    async def main() -> None:
+        for port in (None, 0, 80, 65535, 65536, -1, "80", True):
+            for family in (0, socket.AF_INET, socket.AF_INET6):
+                for kind in (0, socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, 5):
+                    for proto in (0, socket.IPPROTO_TCP):
+                        keywords = {"family": family, "type": kind, "proto": proto}
+                        answer = await ask(host, port, **keywords)
+                        expected = ask_the_system(host, port, **keywords)
+                        assert repr(answer) == repr(expected), (port, keywords)
+
+    loop.run_until_complete(main())

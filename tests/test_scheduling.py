@@ -170,8 +170,8 @@ def test_callbacks_that_reschedule_themselves_do_not_starve_timers(loop: Loop) -
         loop.call_soon(spin)
 
     loop.call_soon(spin)
-    loop.call_later(0.02, loop.stop)
     started = loop.time()
+    loop.call_later(0.02, loop.stop)
     loop.run_forever()
     assert 0.02 <= loop.time() - started < 5
 

@@ -162,8 +162,8 @@ def test_trap_02_close_stops_reading_flushes_then_tells(run: Run) -> None:
         async with connected(small=True) as (transport, protocol, peer):
             data = bytes(range(256)) * 4096
             transport.write(data)
-            peer.send(b"not to be read")
             transport.close()
+            assert not transport.is_reading()
             await turns(5)
             assert protocol.events == ["made", "pause"]
             assert await read_exactly(peer, len(data)) == data
