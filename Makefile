@@ -6,6 +6,7 @@ PYTHON ?= python3
 URLS ?=
 STEPS ?=
 ARGS ?=
+QUICK ?=
 PYTHONS ?=
 # Through the environment and unexpanded, so that no character of a URL means anything to the shell or
 # to make.
@@ -25,7 +26,7 @@ help:
 	@echo 'make lint                 formatting, lints and types only'
 	@echo 'make fmt                  put the formatting right'
 	@echo 'make build                build the release extension into .venv'
-	@echo 'make bench                measure rondel beside the other loops; ARGS="--quick" for a first look'
+	@echo 'make bench                measure rondel beside the other loops; QUICK=1 for a first look'
 	@echo 'make clean                remove what was built and installed; downloads and results stay'
 	@echo
 	@echo 'PYTHON=python3.13         on any of them: the interpreter to use instead of python3'
@@ -52,7 +53,7 @@ fmt: preflight
 	.venv/bin/python -m ruff format .
 
 bench: preflight
-	@"$(PYTHON)" benches/run.py $(ARGS)
+	@"$(PYTHON)" benches/run.py $(if $(QUICK),--quick) $(ARGS)
 
 clean:
 	rm -rf target benches/loadgen/target .venv .venvs .pythons build dist
