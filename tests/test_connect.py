@@ -227,6 +227,21 @@ def test_sock_is_used_as_it_is(loop: Loop, run: Run) -> None:
     run(main)
 
 
+def test_sock_may_be_of_another_family(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        near, far = socket.socketpair()
+        with far:
+            reader, writer = await asyncio.open_connection(sock=near)
+            far.send(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            assert writer.get_extra_info("socket").family == socket.AF_UNIX
+            assert writer.get_extra_info("peername") == ""
+            writer.close()
+            await writer.wait_closed()
+
+    run(main)
+
+
 def test_sock_is_closed_with_the_transport(loop: Loop, run: Run) -> None:
     async def main() -> None:
         with tcp_pair() as (near, _):
@@ -443,7 +458,7 @@ def test_cancelled_while_connecting(loop: Loop, run: Run) -> None:
 
 def test_many_connections_at_once(loop: Loop, run: Run) -> None:
     async def main() -> None:
-        server = await loop.create_server(Recorder, HOST, 0)
+        server = await loop.create_server(Recorder, HOST, 0, backlog=300)
         address = server.sockets[0].getsockname()
         pairs = await asyncio.gather(
             *(loop.create_connection(Recorder, *address) for _ in range(200))

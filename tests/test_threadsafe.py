@@ -121,3 +121,70 @@ def test_threadsafe_call_from_a_signal_handler(loop: Loop) -> None:
     finally:
         signal.signal(signal.SIGUSR2, previous)
     assert seen == ["called"]
+
+
+# --- calls that should have been threadsafe ----------------------------------------------------
+#
+# Programs make them, and asyncio forgives them outside debug mode: nothing is lost, it only does
+# not wake the loop.
+
+
+def test_plain_calls_from_another_thread_are_not_lost(loop: Loop) -> None:
+    seen: list[str] = []
+
+    def caller() -> None:
+        time.sleep(0.02)
+        loop.call_soon(seen.append, "soon")
+        loop.call_later(0, seen.append, "later")
+        loop.call_later(0, seen.append, "cancelled").cancel()
+        loop.call_soon_threadsafe(seen.append, "threadsafe")
+
+    with in_thread(caller):
+        run_until(loop, lambda: len(seen) == 3)
+    assert seen[:2] == ["soon", "threadsafe"]
+    assert seen[2] == "later"
+
+
+def test_timers_cancelled_from_another_thread(loop: Loop) -> None:
+    seen: list[int] = []
+    handles = [loop.call_later(0.1, seen.append, i) for i in range(500)]
+
+    def caller() -> None:
+        time.sleep(0.02)
+        for handle in handles[1:]:
+            handle.cancel()
+
+    loop.call_later(0.12, loop.stop)
+    with in_thread(caller):
+        loop.run_forever()
+    assert seen == [0]
+
+
+def test_plain_calls_from_many_threads_of_a_busy_loop(loop: Loop) -> None:
+    threads, calls = 4, 5000
+    seen: list[tuple[int, int]] = []
+
+    def caller(number: int) -> None:
+        for i in range(calls):
+            loop.call_soon(seen.append, (number, i))
+
+    workers = [threading.Thread(target=caller, args=(n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    run_until(loop, lambda: len(seen) == threads * calls)
+    for worker in workers:
+        worker.join(10)
+    for number in range(threads):
+        assert [i for n, i in seen if n == number] == list(range(calls))
+
+
+def test_future_resolved_from_another_thread(loop: Loop) -> None:
+    future = loop.create_future()
+
+    def caller() -> None:
+        time.sleep(0.02)
+        future.set_result("resolved")
+        loop.call_soon_threadsafe(int)
+
+    with in_thread(caller):
+        assert loop.run_until_complete(future) == "resolved"

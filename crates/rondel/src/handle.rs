@@ -41,9 +41,7 @@ pub fn cancel(py: Python<'_>, handle: &HandleRef) -> PyResult<()> {
 
 /// Calls the callback in its context and reports what it raises, as asyncio's `Handle._run` does.
 pub fn run(py: Python<'_>, handle: &HandleRef) -> PyResult<()> {
-    let Some(context) = handle.context(py) else { return Ok(()) };
-    let context = context.cast_into::<pyo3::types::PyContext>()?;
-    match crate::ffi::context::run_in(&context, || handle.call(py)) {
+    match handle.call_in_context(py) {
         Ok(()) => Ok(()),
         Err(error) => report(py, handle, error),
     }

@@ -20,7 +20,6 @@ use rondel_reactor::slab::Key;
 
 use super::watching::{self, Side};
 use super::{Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions};
-use crate::ffi::context::ContextSwitch;
 use crate::ffi::handle::HandleRef;
 
 /// Nanoseconds between looks at the poller while callbacks are ready.
@@ -70,25 +69,23 @@ fn keep_order(state: &State, left: usize) {
 
 fn run_collected(event_loop: &Bound<'_, Loop>, state: &State, left: &mut usize) -> PyResult<()> {
     let py = event_loop.py();
-    let mut switch = ContextSwitch::new(py);
     while *left > 0 {
         let Some(ready) = state.ready.borrow_mut().pop_front() else { break };
         *left -= 1;
         match ready {
-            Ready::Handle(handle) => run_handle(event_loop, state, &handle, &mut switch)?,
+            Ready::Handle(handle) => run_handle(event_loop, state, &handle)?,
             Ready::Step(target, step) => {
-                switch.leave();
                 run_step(event_loop, state, target.bind(py), step)?;
             }
         }
     }
     loop {
         let Some(event) = state.events.borrow_mut().pop_front() else { break };
-        dispatch(event_loop, state, event.key, event.readiness, &mut switch)?;
+        dispatch(event_loop, state, event.key, event.readiness)?;
     }
     loop {
         let Some(handle) = state.due.borrow_mut().pop_front() else { break };
-        run_handle(event_loop, state, &handle, &mut switch)?;
+        run_handle(event_loop, state, &handle)?;
     }
     Ok(())
 }
@@ -198,43 +195,23 @@ fn run_handle<'py>(
     event_loop: &Bound<'py, Loop>,
     state: &State,
     handle: &HandleRef,
-    switch: &mut ContextSwitch<'py>,
 ) -> PyResult<()> {
     if handle.is_cancelled() {
         return Ok(());
     }
     if state.debug.get() {
-        switch.leave();
-        return debug::timed(event_loop, handle, || run_plain(event_loop, state, handle, switch));
+        return debug::timed(event_loop, handle, || run_plain(event_loop.py(), state, handle));
     }
-    run_plain(event_loop, state, handle, switch)
+    run_plain(event_loop.py(), state, handle)
 }
 
 #[inline]
-fn run_plain<'py>(
-    event_loop: &Bound<'py, Loop>,
-    state: &State,
-    handle: &HandleRef,
-    switch: &mut ContextSwitch<'py>,
-) -> PyResult<()> {
-    let py = event_loop.py();
-    let context = handle.context_ptr();
-    if context.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the handle owns a reference to its context, which is a contextvars.Context: the
-    // scheduling methods check that.
-    let result = match unsafe { switch.enter(context) } {
-        Ok(()) => handle.call(py),
-        Err(error) => Err(error),
-    };
+fn run_plain(py: Python<'_>, state: &State, handle: &HandleRef) -> PyResult<()> {
+    let result = handle.call_in_context(py);
     end_of_callback(py, state);
     match result {
         Ok(()) => Ok(()),
-        Err(error) => {
-            switch.leave();
-            crate::handle::report(py, handle, error)
-        }
+        Err(error) => crate::handle::report(py, handle, error),
     }
 }
 
@@ -281,7 +258,6 @@ fn dispatch<'py>(
     state: &State,
     key: Key,
     readiness: Readiness,
-    switch: &mut ContextSwitch<'py>,
 ) -> PyResult<()> {
     let py = event_loop.py();
     let native: Option<(Py<PyAny>, OnEvent)> = match state.sources.borrow().get(key) {
@@ -298,17 +274,16 @@ fn dispatch<'py>(
         Some(Source::Watched { .. }) => None,
     };
     if let Some((target, on_event)) = native {
-        switch.leave();
         let target = target.bind(py);
         let result = debug::timed_native(event_loop, target, || on_event(target, readiness));
         end_of_callback(py, state);
         return report_native(event_loop, target, result);
     }
     if readiness.readable {
-        notify(event_loop, state, key, Side::Read, switch)?;
+        notify(event_loop, state, key, Side::Read)?;
     }
     if readiness.writable {
-        notify(event_loop, state, key, Side::Write, switch)?;
+        notify(event_loop, state, key, Side::Write)?;
     }
     if !LEVEL_IS_NATIVE {
         watching::arm_again(state, key);
@@ -316,13 +291,7 @@ fn dispatch<'py>(
     Ok(())
 }
 
-fn notify<'py>(
-    event_loop: &Bound<'py, Loop>,
-    state: &State,
-    key: Key,
-    side: Side,
-    switch: &mut ContextSwitch<'py>,
-) -> PyResult<()> {
+fn notify<'py>(event_loop: &Bound<'py, Loop>, state: &State, key: Key, side: Side) -> PyResult<()> {
     let py = event_loop.py();
     let callback = match state.sources.borrow().get(key) {
         Some(Source::Watched { reader, writer, .. }) => {
@@ -340,10 +309,9 @@ fn notify<'py>(
             watching::clear_side(state, key, side);
             Ok(())
         }
-        Some(handle) => run_handle(event_loop, state, &handle, switch),
+        Some(handle) => run_handle(event_loop, state, &handle),
         None => {
             if let Some(Watcher::Future(future)) = watching::clear_side(state, key, side) {
-                switch.leave();
                 set_none_unless_done(future.bind(py))?;
             }
             Ok(())

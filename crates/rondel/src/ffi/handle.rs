@@ -267,7 +267,7 @@ impl HandleRef {
 
     /// Calls the callback with its arguments, in the current context.
     #[inline]
-    pub fn call(&self, py: Python<'_>) -> PyResult<()> {
+    fn call(&self, py: Python<'_>) -> PyResult<()> {
         let this = self.fields();
         // SAFETY: RUNNING keeps callback and arguments in place during the call, and this reference
         // keeps the object. `spare` lies before `args`, so the callee may use the slot at -1 as the
@@ -305,11 +305,14 @@ impl HandleRef {
         }
     }
 
-    /// The context, for [`super::context::ContextSwitch::enter`]; null when the collector took it.
+    /// Calls the callback in the handle's context. The context is left before anything that the call
+    /// held can go: finalizers may want to enter it.
     #[inline]
-    pub fn context_ptr(&self) -> *mut PyObject {
-        // SAFETY: the object is alive while this reference is.
-        unsafe { (*self.fields()).context }
+    pub fn call_in_context(&self, py: Python<'_>) -> PyResult<()> {
+        match self.context(py) {
+            Some(context) => super::context::run_in(&context, || self.call(py)),
+            None => Ok(()),
+        }
     }
 
     /// The loop that the handle belongs to.
@@ -344,9 +347,13 @@ impl HandleRef {
     }
 
     /// The context; `None` when the collector took it.
-    pub fn context<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        // SAFETY: the field is a live object or null.
-        unsafe { Bound::from_borrowed_ptr_or_opt(py, (*self.fields()).context) }
+    #[inline]
+    pub fn context<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyContext>> {
+        // SAFETY: the field is null or a live context: whoever makes a handle checks that.
+        unsafe {
+            Bound::from_borrowed_ptr_or_opt(py, (*self.fields()).context)
+                .map(|context| context.cast_into_unchecked())
+        }
     }
 
     /// Debug mode: where the handle was created.

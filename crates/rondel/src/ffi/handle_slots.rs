@@ -53,7 +53,7 @@ macro_rules! methods {
 methods! {
     method_cancel => |py, handle| handle::cancel(py, handle).map(|()| py.None());
     method_cancelled => |py, handle| Ok(bool_object(py, handle.is_cancelled()));
-    method_get_context => |py, handle| Ok(or_none(py, handle.context(py)));
+    method_get_context => |py, handle| Ok(or_none(py, handle.context(py).map(Bound::into_any)));
     method_run => |py, handle| handle::run(py, handle).map(|()| py.None());
     method_when => |py, handle| Ok(PyFloat::new(py, handle.when()).into_any().unbind());
 }
@@ -76,7 +76,7 @@ getters! {
     get_args => |py, handle| {
         Ok(or_none(py, handle.args(py)?.map(Bound::into_any)))
     };
-    get_context => |py, handle| Ok(or_none(py, handle.context(py)));
+    get_context => |py, handle| Ok(or_none(py, handle.context(py).map(Bound::into_any)));
     get_loop => |py, handle| Ok(handle.event_loop(py).into_any().unbind());
     get_cancelled => |py, handle| Ok(bool_object(py, handle.is_cancelled()));
     get_source_traceback => |py, handle| Ok(or_none(py, handle.source_traceback(py)));
