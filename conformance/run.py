@@ -422,7 +422,11 @@ def main() -> int:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(run, names))
-    return 0 if report(results, options) else 1
+    good = report(results, options)
+    if not any(result.outcomes for result in results):
+        print("No test was found.")
+        return 1
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

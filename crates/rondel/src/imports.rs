@@ -1,7 +1,9 @@
-//! Names of the standard library that are looked up once.
+//! Names of the standard library: most are looked up once, some each time.
 
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyDict;
 
 macro_rules! imported {
     ($($(#[$doc:meta])* $function:ident = $module:literal . $name:literal;)*) => {
@@ -15,8 +17,6 @@ macro_rules! imported {
 }
 
 imported! {
-    /// `asyncio.Task`
-    task_type = "asyncio"."Task";
     /// `asyncio.BufferedProtocol`
     buffered_protocol = "asyncio"."BufferedProtocol";
     /// `asyncio.Handle`
@@ -25,18 +25,12 @@ imported! {
     timer_handle_type = "asyncio"."TimerHandle";
     /// `asyncio.Transport`
     transport_type = "asyncio"."Transport";
-    /// `asyncio.ensure_future`
-    ensure_future = "asyncio"."ensure_future";
     /// `asyncio.isfuture`
     isfuture = "asyncio"."isfuture";
     /// `asyncio.iscoroutine`
     iscoroutine = "asyncio"."iscoroutine";
     /// `asyncio.base_events._run_until_complete_cb`
     run_until_complete_callback = "asyncio.base_events"."_run_until_complete_cb";
-    /// `asyncio._set_running_loop`
-    set_running_loop = "asyncio"."_set_running_loop";
-    /// `asyncio._get_running_loop`
-    get_running_loop = "asyncio"."_get_running_loop";
     /// `asyncio.trsock.TransportSocket`
     transport_socket = "asyncio.trsock"."TransportSocket";
     /// `asyncio.format_helpers._format_callback_source`
@@ -65,4 +59,35 @@ imported! {
     get_origin_depth = "sys"."get_coroutine_origin_tracking_depth";
     /// `sys.set_coroutine_origin_tracking_depth`
     set_origin_depth = "sys"."set_coroutine_origin_tracking_depth";
+}
+
+macro_rules! current {
+    ($($(#[$doc:meta])* $function:ident = $module:literal . $name:literal;)*) => {
+        $($(#[$doc])*
+        pub fn $function(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+            static NAMES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+            let names = NAMES.get_or_try_init(py, || {
+                PyResult::Ok(py.import($module)?.dict().unbind())
+            })?;
+            match names.bind(py).get_item(intern!(py, $name))? {
+                Some(object) => Ok(object),
+                // Deleted, or provided by a module's __getattr__: as asyncio would find it.
+                None => py.import($module)?.getattr($name),
+            }
+        })*
+    };
+}
+
+// What asyncio itself looks up at each use, so that suites and programs can put something else there.
+current! {
+    /// `asyncio.tasks.Task`
+    task_type = "asyncio.tasks"."Task";
+    /// `asyncio.tasks.ensure_future`
+    ensure_future = "asyncio.tasks"."ensure_future";
+    /// `asyncio.futures.Future`
+    future_type = "asyncio.futures"."Future";
+    /// `asyncio.events._set_running_loop`
+    set_running_loop = "asyncio.events"."_set_running_loop";
+    /// `asyncio.events._get_running_loop`
+    get_running_loop = "asyncio.events"."_get_running_loop";
 }

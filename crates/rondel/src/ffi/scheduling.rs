@@ -364,15 +364,14 @@ unsafe extern "C" fn get_debug(slf: *mut PyObject, _unused: *mut PyObject) -> *m
 }
 
 unsafe extern "C" fn create_future(slf: *mut PyObject, _unused: *mut PyObject) -> *mut PyObject {
-    static FUTURE: PyOnceLock<(Py<PyAny>, Py<PyTuple>)> = PyOnceLock::new();
+    static NAMES: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
     // SAFETY: called by a method descriptor of Loop.
     unsafe {
         guard(slf, |event_loop| {
             let py = event_loop.py();
-            let (future, names) = FUTURE.get_or_try_init(py, || {
-                let future = py.import("asyncio")?.getattr("Future")?.unbind();
-                PyResult::Ok((future, PyTuple::new(py, ["loop"])?.unbind()))
-            })?;
+            let names =
+                NAMES.get_or_try_init(py, || PyResult::Ok(PyTuple::new(py, ["loop"])?.unbind()))?;
+            let future = crate::imports::future_type(py)?;
             // The slot before the argument is the callee's to use.
             let args = [ptr::null_mut(), slf];
             let result = ffi::PyObject_Vectorcall(
