@@ -21,8 +21,6 @@ class NotYet:
     start_tls = _not_yet("start_tls")
     sendfile = _not_yet("sendfile")
     sock_sendfile = _not_yet("sock_sendfile")
-    create_unix_connection = _not_yet("create_unix_connection")
-    create_unix_server = _not_yet("create_unix_server")
     create_datagram_endpoint = _not_yet("create_datagram_endpoint")
     connect_read_pipe = _not_yet("connect_read_pipe")
     connect_write_pipe = _not_yet("connect_write_pipe")
