@@ -290,8 +290,10 @@ TABLE: tuple[Exclusion, ...] = (
     Exclusion(
         "test_base_events",
         "later",
-        "UDP",
-        ("BaseEventLoopWithSelectorTests.test_create_datagram_endpoint_*",),
+        "TLS, pipes, subprocesses",
+        names(
+            "EPollEventLoopTests.test_*",
+            "ssl_connect* server_ssl* ssl_unix* pipe* _pty* subprocess_*",
     ),
     Exclusion("test_base_events", "later", "sendfile", ("BaseLoopSockSendfileTests.*",)),
     Exclusion(

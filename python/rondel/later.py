@@ -21,7 +21,6 @@ class NotYet:
     start_tls = _not_yet("start_tls")
     sendfile = _not_yet("sendfile")
     sock_sendfile = _not_yet("sock_sendfile")
-    create_datagram_endpoint = _not_yet("create_datagram_endpoint")
     connect_read_pipe = _not_yet("connect_read_pipe")
     connect_write_pipe = _not_yet("connect_write_pipe")
     subprocess_exec = _not_yet("subprocess_exec")
