@@ -290,17 +290,19 @@ TABLE: tuple[Exclusion, ...] = (
     Exclusion(
         "test_base_events",
         "later",
-        "UDP",
-        ("BaseEventLoopWithSelectorTests.test_create_datagram_endpoint_*",),
+        "TLS, pipes, subprocesses",
+        names(
+            "EPollEventLoopTests.test_*",
+            "ssl_connect* server_ssl* ssl_unix* pipe* _pty* subprocess_*",
     ),
     Exclusion("test_base_events", "later", "sendfile", ("BaseLoopSockSendfileTests.*",)),
     Exclusion(
         "test_events",
         "later",
-        "TLS, Unix sockets, UDP, pipes, subprocesses",
+        "TLS, pipes, subprocesses",
         names(
             "EPollEventLoopTests.test_*",
-            "ssl_connect* server_ssl* unix* datagram* pipe* _pty* subprocess_*",
+            "ssl_connect* server_ssl* ssl_unix* pipe* _pty* subprocess_*",
         ),
     ),
     Exclusion(
@@ -314,21 +316,15 @@ TABLE: tuple[Exclusion, ...] = (
         since=14,
     ),
     Exclusion("test_sendfile", "later", "sendfile", ("EPollEventLoopTests.*",)),
-    Exclusion("test_server", "later", "Unix sockets", ("*unix*",)),
     Exclusion("test_ssl", "later", "TLS", ("TestSSL.*",)),
     Exclusion("test_sslproto", "later", "TLS", ("SelectorStartTLSTests.*",)),
     Exclusion(
         "test_streams",
         "later",
-        "TLS, Unix sockets, pipes",
-        names("StreamTests.test_*", "unix* ssl* tls*"),
-    ),
-    Exclusion(
-        "test_streams",
-        "later",
-        "pipes",
-        ("StreamTests.test_read_all_from_pipe_reader",),
-        until=13,
+        "TLS, pipes, subprocesses",
+        names(
+            "EPollEventLoopTests.test_*",
+            "ssl_connect* server_ssl* ssl_unix* pipe* _pty* subprocess_*",
     ),
     Exclusion("test_subprocess", "later", "subprocesses", ("Subprocess*.*",)),
     Exclusion(
@@ -344,12 +340,6 @@ TABLE: tuple[Exclusion, ...] = (
         "what 3.14 promises of the handle that call_soon_threadsafe() returns",
         ("EPollEventLoopTests.test_call_soon_threadsafe_handle_*",),
         since=14,
-    ),
-    Exclusion(
-        "test_unix_events",
-        "later",
-        "Unix sockets",
-        ("SelectorEventLoopUnixSocketTests.*",),
     ),
 )
 

@@ -15,11 +15,6 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "start_tls": lambda loop: loop.start_tls(None, None, None),
     "sendfile": lambda loop: loop.sendfile(None, None),
     "sock_sendfile": lambda loop: loop.sock_sendfile(None, None),
-    "create_unix_connection": lambda loop: loop.create_unix_connection(asyncio.Protocol, "/x"),
-    "create_unix_server": lambda loop: loop.create_unix_server(asyncio.Protocol, "/x"),
-    "create_datagram_endpoint": lambda loop: loop.create_datagram_endpoint(
-        asyncio.DatagramProtocol, (HOST, 0)
-    ),
     "connect_read_pipe": lambda loop: loop.connect_read_pipe(asyncio.Protocol, None),
     "connect_write_pipe": lambda loop: loop.connect_write_pipe(asyncio.Protocol, None),
     "subprocess_exec": lambda loop: loop.subprocess_exec(asyncio.SubprocessProtocol, "true"),

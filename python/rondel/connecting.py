@@ -287,6 +287,10 @@ class Connecting(Signals):
             logger.info("%r is serving", server)
         return server
 
+    def _stop_serving(self, sock: socket.socket) -> None:
+        """Close a listening socket; its listener has stopped."""
+        sock.close()
+
     async def _resolve_hosts(self, host: Any, port: Any, family: int, flags: int) -> list[AddrInfo]:
         if host == "":
             hosts: Iterable[str | None] = [None]

@@ -7,11 +7,11 @@ from asyncio import coroutines
 from collections.abc import AsyncGenerator
 from typing import Any, Self
 
-from .connecting import Connecting
+from .datagram import Datagram
 from .later import NotYet
 
 
-class Loop(Connecting, NotYet, asyncio.AbstractEventLoop):
+class Loop(Datagram, NotYet, asyncio.AbstractEventLoop):
     """An asyncio event loop whose engine is written in Rust.
 
     It does what the asyncio documentation says of an event loop on Unix, and may be subclassed.
@@ -19,7 +19,8 @@ class Loop(Connecting, NotYet, asyncio.AbstractEventLoop):
     others.
 
     The classes below it are layers, each resting on the one before: the native loop, error
-    handling, executors and name resolution, signals, connections and servers.
+    handling, executors and name resolution, signals, connections and servers, Unix
+    sockets, datagram sockets.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102

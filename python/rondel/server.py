@@ -88,7 +88,7 @@ class Server(asyncio.AbstractServer):
         for listener in listeners:
             listener.stop()
         for sock in sockets:
-            sock.close()
+            self._loop._stop_serving(sock)
         self._serving = False
         future, self._serving_forever_fut = self._serving_forever_fut, None
         if future is not None and not future.done():

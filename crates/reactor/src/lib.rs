@@ -10,14 +10,18 @@
 //! | [`write_queue`] | chunks waiting to be sent, gathered into one `writev` |
 //! | [`fork`] | whether this process is a forked copy of the one before |
 //! | [`net`] | non-blocking socket calls on raw descriptors |
+//! | [`datagrams`] | receiving many datagrams in one call |
+//! | [`sendfile`] | sending a file by the kernel alone |
 //!
 //! Nothing here is thread-safe unless it says so: an engine belongs to the thread of its loop.
 //! [`poller::Waker`] is the one part that other threads use.
 
 pub mod clock;
+pub mod datagrams;
 pub mod fork;
 pub mod net;
 pub mod poller;
+pub mod sendfile;
 pub mod slab;
 pub mod timers;
 pub mod write_queue;

@@ -54,6 +54,14 @@ pub fn send_vectored(fd: RawFd, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     with_socket(check(fd)?, |socket| socket.send_vectored_with_flags(pieces, SEND_FLAGS))
 }
 
+/// Sends a datagram to an address.
+///
+/// # Errors
+/// The operating system's; `WouldBlock` when the send buffer is full.
+pub fn send_to(fd: RawFd, data: &[u8], address: &SockAddr) -> io::Result<usize> {
+    with_socket(check(fd)?, |socket| socket.send_to_with_flags(data, address, SEND_FLAGS))
+}
+
 #[cfg(target_os = "linux")]
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
 // Elsewhere the interpreter ignores SIGPIPE from its start.

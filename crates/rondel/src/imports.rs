@@ -23,6 +23,8 @@ imported! {
     handle_type = "asyncio"."Handle";
     /// `asyncio.TimerHandle`
     timer_handle_type = "asyncio"."TimerHandle";
+    /// `rondel.datagram.AbstractDatagramTransport`
+    datagram_transport_type = "rondel.datagram"."AbstractDatagramTransport";
     /// `asyncio.Transport`
     transport_type = "asyncio"."Transport";
     /// `asyncio.isfuture`

@@ -29,6 +29,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyWeakref, PyWeakrefMethods};
 use pyo3::{PyTraverseError, PyVisit};
+use rondel_reactor::datagrams::Batch;
 use rondel_reactor::fork;
 use rondel_reactor::poller::{Event, Poller, Readiness, Registrar, Waker, Watch};
 use rondel_reactor::slab::{Key, Slab};
@@ -39,6 +40,7 @@ use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
 use crate::sock;
+use crate::transport::datagram::DatagramTransport;
 use crate::transport::socket::SocketTransport;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
@@ -107,6 +109,8 @@ pub struct State {
     pub unflushed: RefCell<Vec<Py<PyAny>>>,
     /// Where small reads land before they become `bytes`.
     pub scratch: RefCell<Vec<u8>>,
+    /// Where datagrams land, from the first one on.
+    pub datagrams: RefCell<Option<Box<Batch>>>,
     /// Counts callbacks, so that a transport knows whether two writes come from the same one.
     pub callback_number: Cell<u64>,
     /// When a turn last looked at the clock, in nanoseconds.
@@ -154,6 +158,7 @@ impl State {
             spare_events: RefCell::default(),
             unflushed: RefCell::default(),
             scratch: RefCell::default(),
+            datagrams: RefCell::default(),
             callback_number: Cell::new(0),
             last_look: Cell::new(0),
             blind_turns: Cell::new(0),
@@ -574,6 +579,19 @@ impl Loop {
         server: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, SocketTransport>> {
         SocketTransport::adopt(slf, sock, protocol, waiter, extra, server)
+    }
+
+    /// Make a transport of a datagram socket, which then belongs to it.
+    #[pyo3(signature = (sock, protocol, address=None, waiter=None, extra=None))]
+    fn _make_datagram_transport<'py>(
+        slf: &Bound<'py, Self>,
+        sock: &Bound<'py, PyAny>,
+        protocol: &Bound<'py, PyAny>,
+        address: Option<Bound<'py, PyAny>>,
+        waiter: Option<Py<PyAny>>,
+        extra: Option<Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, DatagramTransport>> {
+        DatagramTransport::open(slf, sock, protocol, address, waiter, extra)
     }
 
     /// The open transport that uses the descriptor, or None.

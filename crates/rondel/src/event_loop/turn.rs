@@ -227,8 +227,9 @@ fn run_step(
     report_native(event_loop, target, result)
 }
 
-/// Transports handle their protocols' exceptions themselves; what comes here is unexpected.
-fn report_native(
+/// Reports what a native callback raised. Stream transports handle their protocols' exceptions
+/// themselves; those of a datagram's protocol come here, as asyncio leaves them to the callback.
+pub fn report_native(
     event_loop: &Bound<'_, Loop>,
     target: &Bound<'_, PyAny>,
     result: PyResult<()>,

@@ -198,6 +198,22 @@ pub fn arm_again(state: &State, key: Key) {
     let _ = state.registrar(|registrar| registrar.change_level(fd, key, wanted));
 }
 
+/// Changes what a native level-triggered source is watched for; nothing takes it out of the poller.
+pub fn change_native(
+    state: &State,
+    fd: RawFd,
+    key: Key,
+    before: Watch,
+    wanted: Watch,
+) -> PyResult<()> {
+    state.registrar(|registrar| match (before.is_empty(), wanted.is_empty()) {
+        (true, true) => Ok(()),
+        (true, false) => registrar.add_level(fd, key, wanted),
+        (false, true) => registrar.remove(fd),
+        (false, false) => registrar.change_level(fd, key, wanted),
+    })
+}
+
 /// Ends the wait of a native coroutine that watches with this future, if it still does.
 pub fn forget_future(state: &State, fd: RawFd, side: Side, future: &Py<PyAny>) {
     let key = state.watched.borrow().get(&fd).copied();

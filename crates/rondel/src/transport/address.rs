@@ -1,7 +1,9 @@
 //! Socket addresses as Python's socket module shows them.
 
+use std::net::{SocketAddrV4, SocketAddrV6};
+
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBytes, PyInt, PyString, PyTuple};
 use socket2::SockAddr;
 
 use crate::imports;
@@ -19,7 +21,9 @@ pub fn to_python<'py>(py: Python<'py>, address: &SockAddr) -> PyResult<Bound<'py
         if scope != 0 {
             host = scoped(py, &host, scope)?;
         }
-        return Ok((host, v6.port(), v6.flowinfo(), scope).into_pyobject(py)?.into_any());
+        return Ok((host, v6.port(), u32::from_be(v6.flowinfo()), scope)
+            .into_pyobject(py)?
+            .into_any());
     }
     if let Some(path) = address.as_pathname() {
         return Ok(path.as_os_str().into_pyobject(py)?.into_any());
@@ -34,6 +38,37 @@ pub fn to_python<'py>(py: Python<'py>, address: &SockAddr) -> PyResult<Bound<'py
         return Ok(PyString::new(py, "").into_any());
     }
     Ok(py.None().into_bound(py))
+}
+
+/// The address of a tuple with a literal host, as Python's socket module reads it; None for what it
+/// takes to be looked up, or refused, by that module.
+pub fn from_literal(address: &Bound<'_, PyAny>, family: Option<i32>) -> PyResult<Option<SockAddr>> {
+    let Ok(tuple) = address.cast_exact::<PyTuple>() else { return Ok(None) };
+    let (true, Some(family)) = ((2..=4).contains(&tuple.len()), family) else { return Ok(None) };
+    let host = tuple.get_borrowed_item(0)?;
+    let Ok(host) = host.cast::<PyString>() else { return Ok(None) };
+    let Ok(host) = host.to_str() else { return Ok(None) };
+    let number = |index: usize| -> Option<u32> {
+        if index >= tuple.len() {
+            return Some(0);
+        }
+        tuple.get_borrowed_item(index).ok()?.cast_exact::<PyInt>().ok()?.extract().ok()
+    };
+    let Some(port) = number(1).and_then(|port| u16::try_from(port).ok()) else { return Ok(None) };
+    let parsed = match family {
+        libc::AF_INET if tuple.len() == 2 => {
+            host.parse().ok().map(|ip| SocketAddrV4::new(ip, port).into())
+        }
+        libc::AF_INET6 => match (host.parse(), number(2), number(3)) {
+            // 20 bits, in the network's order.
+            (Ok(ip), Some(flow), Some(scope)) if flow <= 0xf_ffff => {
+                Some(SocketAddrV6::new(ip, port, flow.to_be(), scope).into())
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    Ok(parsed)
 }
 
 /// The system's getnameinfo() appends the interface to a scoped address, so Python's addresses have

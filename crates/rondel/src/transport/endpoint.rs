@@ -74,6 +74,16 @@ impl Endpoint {
         self.local.as_ref().is_some_and(|address| address.is_ipv4() || address.is_ipv6())
     }
 
+    /// The address family, as far as it is known.
+    pub fn family(&self) -> Option<i32> {
+        self.local.as_ref().map(|address| address.family().into())
+    }
+
+    /// Whether the socket was connected when the transport was made.
+    pub fn is_connected(&self) -> bool {
+        self.peer.is_some()
+    }
+
     /// The descriptor to remove from the poller before closing: -1 when the program closed (or
     /// detached) the socket behind our back, since the number may be another's by now.
     pub fn fd_to_remove(&self, py: Python<'_>) -> RawFd {
@@ -146,7 +156,7 @@ impl Endpoint {
         let owner = self.owner.replace(Owner::Closed);
         let owner = match owner {
             Owner::Descriptor(fd) => {
-                let family = self.local.as_ref().map_or(libc::AF_INET, |a| a.family().into());
+                let family = self.family().unwrap_or(libc::AF_INET);
                 Owner::Object(address::socket_object(py, fd, family)?.unbind())
             }
             other => other,

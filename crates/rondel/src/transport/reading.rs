@@ -2,7 +2,8 @@
 //!
 //! Sources are edge-triggered: an event promises data until a read comes back short. A transport
 //! that stops earlier (paused, closing, or its share of the turn used up) reads again by itself
-//! later.
+//! later. A short read says so of TCP only: on a Unix socket the kernel ends a read where a
+//! descriptor was passed or the sender's credentials change, whatever follows.
 //!
 //! Small reads land in the loop's scratch memory and are copied into `bytes` of the right size. A
 //! connection that fills it gets large `bytes` to read into directly, until its reads are small
@@ -56,6 +57,7 @@ fn read_a_share(
     stream: &Stream,
     to_the_end: bool,
 ) -> PyResult<()> {
+    let short_means_all = !to_the_end && stream.endpoint.is_tcp();
     for _ in 0..READS_PER_TURN {
         if !stream.is_reading() {
             return Ok(());
@@ -67,7 +69,7 @@ fn read_a_share(
         };
         match outcome {
             Outcome::Done => return Ok(()),
-            Outcome::Drained if !to_the_end => return Ok(()),
+            Outcome::Drained if short_means_all => return Ok(()),
             Outcome::Drained => {}
             // One large piece is a turn's share.
             Outcome::Filled if stream.read_size.get() >= MAX_READ => break,

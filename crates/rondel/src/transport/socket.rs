@@ -12,11 +12,11 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 
-use pyo3::exceptions::{PyOSError, PyResourceWarning, PyRuntimeError};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyContext, PyDict, PyTuple, PyWeakref, PyWeakrefReference};
+use pyo3::types::{PyContext, PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use rondel_reactor::net;
 use rondel_reactor::poller::Readiness;
@@ -25,8 +25,9 @@ use rondel_reactor::write_queue::WriteQueue;
 use socket2::SockAddr;
 
 use super::endpoint::Endpoint;
+use super::flow::Flow;
 use super::{reading, writing};
-use crate::event_loop::{Loop, Target, exceptions, turn};
+use crate::event_loop::{Loop, Target, turn};
 use crate::ffi::confined::Confined;
 use crate::ffi::context;
 use crate::ffi::handle::HandleRef;
@@ -87,10 +88,7 @@ pub struct Stream {
     pub last_writer: Cell<u64>,
     /// On the loop's list of transports to flush at the end of this callback.
     pub gathering: Cell<bool>,
-    pub high_water: Cell<usize>,
-    pub low_water: Cell<usize>,
-    /// pause_writing() was called, and resume_writing() not yet.
-    pub protocol_paused: Cell<bool>,
+    pub flow: Flow,
 }
 
 impl SocketTransport {
@@ -162,9 +160,7 @@ impl SocketTransport {
             write_ended: Cell::new(false),
             last_writer: Cell::new(u64::MAX),
             gathering: Cell::new(false),
-            high_water: Cell::new(writing::HIGH_WATER),
-            low_water: Cell::new(writing::HIGH_WATER / 4),
-            protocol_paused: Cell::new(false),
+            flow: Flow::default(),
         };
         stream.set_protocol(protocol)?;
         // Before anybody knows the transport: a protocol that is none is the caller's error.
@@ -174,7 +170,7 @@ impl SocketTransport {
         if let Some(server) = server {
             server.call_method1(py, intern!(py, "_attach"), (&this,))?;
         }
-        let weak = weak_reference(&this)?;
+        let weak = super::weak_reference(&this)?;
         drop(state.transports.borrow_mut().insert(fd, weak));
         let args = PyTuple::new(py, [&this])?;
         state.push_ready(HandleRef::from_parts(event_loop, &callback, &args, Some(context))?);
@@ -260,11 +256,6 @@ fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
     read.and(written)
 }
 
-/// A weak reference that says nothing when its object goes.
-fn weak_reference(this: &Bound<'_, SocketTransport>) -> PyResult<Py<PyWeakref>> {
-    Ok(PyWeakrefReference::new(this)?.into_any().cast_into::<PyWeakref>()?.unbind())
-}
-
 /// The loop keeps a transport alive while it reads or has something to send. One that does neither
 /// can only be used by the program: when the program has dropped it, it is closed, with a warning.
 pub fn update_hold(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
@@ -275,7 +266,7 @@ pub fn update_hold(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResu
     }
     let Some(event_loop) = stream.event_loop(this.py()) else { return Ok(()) };
     let how = if dormant {
-        Target::Dormant(weak_reference(this)?)
+        Target::Dormant(super::weak_reference(this)?)
     } else {
         Target::Held(this.clone().into_any().unbind())
     };
@@ -283,24 +274,11 @@ pub fn update_hold(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResu
     Ok(())
 }
 
-/// Ends a connection after an error. Errors of the connection itself (`OSError`) are the protocol's
-/// to know, through connection_lost(); others are reported as well.
+/// Ends a connection after an error.
 pub fn fatal_error(this: &Bound<'_, SocketTransport>, error: PyErr, message: &str) -> PyResult<()> {
     let py = this.py();
     let stream = this.get().stream(py);
-    if exceptions::must_propagate(py, &error) {
-        return Err(error);
-    }
-    if let Some(event_loop) = stream.event_loop(py) {
-        if !error.is_instance_of::<PyOSError>(py) {
-            super::report(&event_loop, message, &error, this, stream.protocol(py))?;
-        } else if event_loop.get().state(py).debug.get() {
-            let info = PyDict::new(py);
-            info.set_item("exc_info", crate::errors::exception(py, &error))?;
-            let text = format!("{}: {message}", this.repr()?);
-            imports::logger(py)?.call_method("debug", (text,), Some(&info))?;
-        }
-    }
+    super::note_fatal(stream.event_loop(py), this, stream.protocol(py), &error, message)?;
     force_close(this, Some(error))
 }
 
@@ -369,7 +347,7 @@ fn shut(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
     let stream = this.get().stream(py);
     unregister(stream, py);
     if let Some(event_loop) = stream.event_loop.take() {
-        forget_descriptor(event_loop.bind(py), stream.endpoint.fd(), this);
+        super::forget_descriptor(event_loop.bind(py), stream.endpoint.fd(), this);
     }
     let closed = stream.endpoint.close(py);
     drop(stream.protocol.take());
@@ -377,20 +355,6 @@ fn shut(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
         server.call_method1(py, intern!(py, "_detach"), (this,))?;
     }
     closed
-}
-
-fn forget_descriptor(event_loop: &Bound<'_, Loop>, fd: i32, this: &Bound<'_, SocketTransport>) {
-    let state = event_loop.get().state(event_loop.py());
-    let removed = {
-        let mut transports = state.transports.borrow_mut();
-        match transports.get(&fd) {
-            Some(weak) if weak.bind(event_loop.py()).upgrade().is_some_and(|t| t.is(this)) => {
-                transports.remove(&fd)
-            }
-            _ => None,
-        }
-    };
-    drop(removed);
 }
 
 #[pymethods]
@@ -487,7 +451,7 @@ impl SocketTransport {
     /// The (low, high) limits of the write buffer in bytes.
     fn get_write_buffer_limits(slf: &Bound<'_, Self>) -> (usize, usize) {
         let stream = slf.get().stream(slf.py());
-        (stream.low_water.get(), stream.high_water.get())
+        (stream.flow.low_water.get(), stream.flow.high_water.get())
     }
 
     /// Set the limits in bytes beyond which the protocol is asked to pause, and to resume.
@@ -541,22 +505,11 @@ impl SocketTransport {
 }
 
 fn describe(stream: &Stream) -> String {
-    let mut text = String::from("<SocketTransport");
-    if stream.endpoint.is_closed() {
-        text.push_str(" closed");
-    } else if stream.closing.get() {
-        text.push_str(" closing");
-    }
-    text.push_str(&format!(" fd={}", stream.endpoint.fd()));
-    if stream.event_loop.borrow().is_some() {
-        let polls = |polling| if polling { "polling" } else { "idle" };
+    let polling = stream.event_loop.borrow().is_some().then(|| {
         let size = stream.queue.borrow().len();
-        let reading = stream.key.get().is_some() && stream.is_reading();
-        text.push_str(&format!(" read={}", polls(reading)));
-        text.push_str(&format!(" write=<{}, bufsize={size}>", polls(size > 0)));
-    }
-    text.push('>');
-    text
+        (stream.key.get().is_some() && stream.is_reading(), size > 0, size)
+    });
+    super::description("SocketTransport", &stream.endpoint, stream.closing.get(), polling)
 }
 
 impl Drop for SocketTransport {
@@ -565,21 +518,9 @@ impl Drop for SocketTransport {
         if stream.endpoint.is_closed() {
             return;
         }
-        let message = format!("unclosed transport {}\0", describe(stream));
+        let description = describe(stream);
         Python::attach(|py| {
-            // Deallocation may happen with an exception set, which must survive.
-            let pending = PyErr::take(py);
-            unregister(stream, py);
-            if let Ok(message) = std::ffi::CStr::from_bytes_with_nul(message.as_bytes()) {
-                let category = py.get_type::<PyResourceWarning>();
-                if let Err(error) = PyErr::warn(py, &category, message, 1) {
-                    error.write_unraisable(py, None);
-                }
-            }
-            stream.endpoint.abandon(py);
-            if let Some(pending) = pending {
-                pending.restore(py);
-            }
+            super::abandon(py, &description, &stream.endpoint, || unregister(stream, py));
         });
     }
 }

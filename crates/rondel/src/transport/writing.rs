@@ -5,12 +5,15 @@
 //! (its size, the end, closing) flushes first. What the socket does not take is queued and sent when
 //! the poller says that there is room.
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use std::cell::Cell;
+
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
 use rondel_reactor::net;
 
+use super::flow;
 use super::socket::{
     Chunk, SocketTransport, Stream, check_not_ended, fatal_error, lose, update_hold,
 };
@@ -18,8 +21,6 @@ use crate::errors::os_error;
 use crate::ffi::buffer::View;
 use crate::imports;
 
-/// asyncio's default high-water mark in bytes.
-pub const HIGH_WATER: usize = 64 * 1024;
 /// Writes after the connection was lost before a warning is logged (asyncio's figure).
 const LOST_WRITES_BEFORE_WARNING: u32 = 5;
 
@@ -47,7 +48,7 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
         return Ok(());
     }
     if stream.conn_lost.get() > 0 {
-        return warn_lost(py, stream);
+        return warn_lost(py, &stream.conn_lost);
     }
     let mut sent = 0;
     if may_send_now(stream, py) {
@@ -84,13 +85,14 @@ fn wrong_type(data: &Bound<'_, PyAny>) -> PyErr {
     PyTypeError::new_err(format!("data argument must be {expected}, not '{name}'"))
 }
 
+/// Counts a write after the connection was lost; many are worth a warning.
 #[cold]
-fn warn_lost(py: Python<'_>, stream: &Stream) -> PyResult<()> {
-    let lost = stream.conn_lost.get();
+pub fn warn_lost(py: Python<'_>, conn_lost: &Cell<u32>) -> PyResult<()> {
+    let lost = conn_lost.get();
     if lost >= LOST_WRITES_BEFORE_WARNING {
         imports::logger(py)?.call_method1("warning", ("socket.send() raised exception.",))?;
     }
-    stream.conn_lost.set(lost.saturating_add(1));
+    conn_lost.set(lost.saturating_add(1));
     Ok(())
 }
 
@@ -123,7 +125,7 @@ fn gather(this: &Bound<'_, SocketTransport>, stream: &Stream) {
 /// Asks the protocol to pause when the queue is beyond its limit, after what was only gathered has
 /// had its chance to leave.
 fn keep_within_limits(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
-    if stream.queue.borrow().len() <= stream.high_water.get() {
+    if stream.queue.borrow().len() <= stream.flow.high_water.get() {
         return Ok(());
     }
     if stream.gathering.get() {
@@ -133,41 +135,19 @@ fn keep_within_limits(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyR
 }
 
 fn pause_protocol_if_needed(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
-    if stream.queue.borrow().len() <= stream.high_water.get()
-        || stream.protocol_paused.replace(true)
-    {
+    if !stream.flow.pauses(stream.queue.borrow().len()) {
         return Ok(());
     }
-    tell_protocol(this, stream, "pause_writing")
+    let py = this.py();
+    flow::tell(stream.event_loop(py).as_ref(), stream.protocol(py), this, "pause_writing")
 }
 
 fn resume_protocol_if_needed(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
-    if !stream.protocol_paused.get() || stream.queue.borrow().len() > stream.low_water.get() {
+    if !stream.flow.resumes(stream.queue.borrow().len()) {
         return Ok(());
     }
-    stream.protocol_paused.set(false);
-    tell_protocol(this, stream, "resume_writing")
-}
-
-/// Calls a flow control method of the protocol, in the context of whoever runs now, as asyncio does.
-fn tell_protocol(
-    this: &Bound<'_, SocketTransport>,
-    stream: &Stream,
-    method: &'static str,
-) -> PyResult<()> {
     let py = this.py();
-    let Some(protocol) = stream.protocol(py) else { return Ok(()) };
-    let Err(error) = protocol.call_method0(method) else { return Ok(()) };
-    if crate::event_loop::exceptions::must_propagate(py, &error) {
-        return Err(error);
-    }
-    match stream.event_loop(py) {
-        Some(event_loop) => {
-            let message = format!("protocol.{method}() failed");
-            super::report(&event_loop, &message, &error, this, Some(protocol))
-        }
-        None => Ok(()),
-    }
+    flow::tell(stream.event_loop(py).as_ref(), stream.protocol(py), this, "resume_writing")
 }
 
 /// The socket has room.
@@ -245,7 +225,7 @@ pub fn writelines(this: &Bound<'_, SocketTransport>, items: &Bound<'_, PyAny>) -
         return Ok(());
     }
     if stream.conn_lost.get() > 0 {
-        return warn_lost(py, stream);
+        return warn_lost(py, &stream.conn_lost);
     }
     let waits_for_room = !stream.queue.borrow().is_empty() && !stream.gathering.get();
     for chunk in chunks {
@@ -296,18 +276,9 @@ pub fn set_limits(
     high: Option<&Bound<'_, PyAny>>,
     low: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let number = |value: Option<&Bound<'_, PyAny>>| value.map(|v| v.extract::<i64>()).transpose();
-    let (high, low) = (number(high)?, number(low)?);
-    let default = i64::try_from(HIGH_WATER)?;
-    let high = high.unwrap_or_else(|| low.map_or(default, |low| low.saturating_mul(4)));
-    let low = low.unwrap_or(high.div_euclid(4));
-    if !(high >= low && low >= 0) {
-        return Err(PyValueError::new_err(format!(
-            "high ({high}) must be >= low ({low}) must be >= 0"
-        )));
-    }
+    let (low, high) = flow::limits(high, low)?;
     let stream = this.get().stream(this.py());
-    stream.high_water.set(usize::try_from(high)?);
-    stream.low_water.set(usize::try_from(low)?);
+    stream.flow.low_water.set(low);
+    stream.flow.high_water.set(high);
     keep_within_limits(this, stream)
 }
