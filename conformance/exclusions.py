@@ -297,21 +297,11 @@ TABLE: tuple[Exclusion, ...] = (
     Exclusion(
         "test_events",
         "later",
-        "TLS, Unix sockets, UDP, pipes, subprocesses",
+        "TLS, Unix sockets, UDP",
         names(
             "EPollEventLoopTests.test_*",
-            "ssl_connect* server_ssl* unix* datagram* pipe* _pty* subprocess_*",
+            "ssl_connect* server_ssl* unix* datagram*",
         ),
-    ),
-    Exclusion(
-        "test_events",
-        "later",
-        "pipes",
-        (
-            "EPollEventLoopTests.test_write_named_fifo_unread_data",
-            "UnixPipeObjectSupportTests.*",
-        ),
-        since=14,
     ),
     Exclusion("test_sendfile", "later", "sendfile", ("EPollEventLoopTests.*",)),
     Exclusion("test_server", "later", "Unix sockets", ("*unix*",)),
@@ -320,23 +310,8 @@ TABLE: tuple[Exclusion, ...] = (
     Exclusion(
         "test_streams",
         "later",
-        "TLS, Unix sockets, pipes",
+        "TLS, Unix sockets",
         names("StreamTests.test_*", "unix* ssl* tls*"),
-    ),
-    Exclusion(
-        "test_streams",
-        "later",
-        "pipes",
-        ("StreamTests.test_read_all_from_pipe_reader",),
-        until=13,
-    ),
-    Exclusion("test_subprocess", "later", "subprocesses", ("Subprocess*.*",)),
-    Exclusion(
-        "test_unix_events",
-        "later",
-        "subprocesses",
-        ("TestFork.test_fork_asyncio_subprocess",),
-        since=12,
     ),
     Exclusion(
         "test_events",

@@ -20,10 +20,6 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "create_datagram_endpoint": lambda loop: loop.create_datagram_endpoint(
         asyncio.DatagramProtocol, (HOST, 0)
     ),
-    "connect_read_pipe": lambda loop: loop.connect_read_pipe(asyncio.Protocol, None),
-    "connect_write_pipe": lambda loop: loop.connect_write_pipe(asyncio.Protocol, None),
-    "subprocess_exec": lambda loop: loop.subprocess_exec(asyncio.SubprocessProtocol, "true"),
-    "subprocess_shell": lambda loop: loop.subprocess_shell(asyncio.SubprocessProtocol, "true"),
 }
 
 

@@ -42,6 +42,29 @@ class Coroutine(_Coroutine[Any, Any, _T]):
 class SocketTransport(asyncio.Transport):
     def get_write_buffer_limits(self) -> tuple[int, int]: ...
 
+class PipeTransport: ...
+
+# These too are instances of asyncio's classes for isinstance().
+@final
+class ReadPipeTransport(PipeTransport, asyncio.ReadTransport): ...
+
+@final
+class WritePipeTransport(PipeTransport, asyncio.WriteTransport):
+    def get_write_buffer_limits(self) -> tuple[int, int]: ...
+
+@final
+class ChildWatch:
+    def __new__(cls, event_loop: Loop, callback: Callable[[int | None], object]) -> Self: ...
+    def start(self, pid: int) -> None: ...
+
+@final
+class SubprocessPipe:
+    def __new__(cls, event_loop: Loop, process: asyncio.SubprocessTransport, fd: int) -> Self: ...
+    @property
+    def fd(self) -> int: ...
+    @property
+    def disconnected(self) -> bool: ...
+
 @final
 class Listener:
     def __new__(
@@ -140,6 +163,20 @@ class Loop(asyncio.AbstractEventLoop, metaclass=ABCMeta):
         extra: dict[str, Any] | None = None,
         server: Server | None = None,
     ) -> SocketTransport: ...
+    def _make_read_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> ReadPipeTransport: ...
+    def _make_write_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> WritePipeTransport: ...
     def _transport_of(self, fd: int) -> SocketTransport | None: ...
     def _check_callback(self, callback: object, method: str) -> None: ...
     def _check_closed(self) -> None: ...

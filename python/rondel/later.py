@@ -24,7 +24,3 @@ class NotYet:
     create_unix_connection = _not_yet("create_unix_connection")
     create_unix_server = _not_yet("create_unix_server")
     create_datagram_endpoint = _not_yet("create_datagram_endpoint")
-    connect_read_pipe = _not_yet("connect_read_pipe")
-    connect_write_pipe = _not_yet("connect_write_pipe")
-    subprocess_exec = _not_yet("subprocess_exec")
-    subprocess_shell = _not_yet("subprocess_shell")

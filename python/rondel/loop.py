@@ -19,7 +19,8 @@ class Loop(Connecting, NotYet, asyncio.AbstractEventLoop):
     others.
 
     The classes below it are layers, each resting on the one before: the native loop, error
-    handling, executors and name resolution, signals, connections and servers.
+    handling, executors and name resolution, signals, pipes and child processes, connections and
+    servers.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102

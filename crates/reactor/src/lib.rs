@@ -10,13 +10,17 @@
 //! | [`write_queue`] | chunks waiting to be sent, gathered into one `writev` |
 //! | [`fork`] | whether this process is a forked copy of the one before |
 //! | [`net`] | non-blocking socket calls on raw descriptors |
+//! | [`pipe`] | the same for pipes and character devices |
+//! | [`child`] | the end of a child process as a descriptor to poll |
 //!
 //! Nothing here is thread-safe unless it says so: an engine belongs to the thread of its loop.
 //! [`poller::Waker`] is the one part that other threads use.
 
+pub mod child;
 pub mod clock;
 pub mod fork;
 pub mod net;
+pub mod pipe;
 pub mod poller;
 pub mod slab;
 pub mod timers;

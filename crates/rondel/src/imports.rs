@@ -25,6 +25,10 @@ imported! {
     timer_handle_type = "asyncio"."TimerHandle";
     /// `asyncio.Transport`
     transport_type = "asyncio"."Transport";
+    /// `asyncio.ReadTransport`
+    read_transport_type = "asyncio"."ReadTransport";
+    /// `asyncio.WriteTransport`
+    write_transport_type = "asyncio"."WriteTransport";
     /// `asyncio.isfuture`
     isfuture = "asyncio"."isfuture";
     /// `asyncio.iscoroutine`

@@ -7,11 +7,13 @@
 //! | [`writing`] | their writing side: send at once, gather, flush, flow control |
 //! | [`endpoint`] | who owns the descriptor, and what get_extra_info() knows of it |
 //! | [`listener`] | accepting connections |
+//! | [`pipe`] | pipes, and what can be used like one |
 //! | [`address`] | socket addresses as Python has them |
 
 pub mod address;
 pub mod endpoint;
 pub mod listener;
+pub mod pipe;
 pub mod reading;
 pub mod socket;
 pub mod writing;

@@ -15,13 +15,14 @@ use super::socket::{
     Chunk, SocketTransport, Stream, check_not_ended, fatal_error, lose, update_hold,
 };
 use crate::errors::os_error;
+use crate::event_loop::Loop;
 use crate::ffi::buffer::View;
 use crate::imports;
 
 /// asyncio's default high-water mark in bytes.
 pub const HIGH_WATER: usize = 64 * 1024;
 /// Writes after the connection was lost before a warning is logged (asyncio's figure).
-const LOST_WRITES_BEFORE_WARNING: u32 = 5;
+pub const LOST_WRITES_BEFORE_WARNING: u32 = 5;
 
 const WRITE_ERROR: &str = "Fatal write error on socket transport";
 
@@ -156,15 +157,30 @@ fn tell_protocol(
     method: &'static str,
 ) -> PyResult<()> {
     let py = this.py();
-    let Some(protocol) = stream.protocol(py) else { return Ok(()) };
+    match stream.protocol(py) {
+        Some(protocol) => call_flow_control(this, stream.event_loop(py), protocol, method),
+        None => Ok(()),
+    }
+}
+
+/// Calls `pause_writing()` or `resume_writing()`; what it raises is reported and no more.
+///
+/// # Errors
+/// `KeyboardInterrupt` and `SystemExit`.
+pub fn call_flow_control(
+    transport: &Bound<'_, PyAny>,
+    event_loop: Option<Bound<'_, Loop>>,
+    protocol: Bound<'_, PyAny>,
+    method: &'static str,
+) -> PyResult<()> {
     let Err(error) = protocol.call_method0(method) else { return Ok(()) };
-    if crate::event_loop::exceptions::must_propagate(py, &error) {
+    if crate::event_loop::exceptions::must_propagate(transport.py(), &error) {
         return Err(error);
     }
-    match stream.event_loop(py) {
+    match event_loop {
         Some(event_loop) => {
             let message = format!("protocol.{method}() failed");
-            super::report(&event_loop, &message, &error, this, Some(protocol))
+            super::report(&event_loop, &message, &error, transport, Some(protocol))
         }
         None => Ok(()),
     }
@@ -296,6 +312,21 @@ pub fn set_limits(
     high: Option<&Bound<'_, PyAny>>,
     low: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
+    let (high, low) = limits(high, low)?;
+    let stream = this.get().stream(this.py());
+    stream.high_water.set(high);
+    stream.low_water.set(low);
+    keep_within_limits(this, stream)
+}
+
+/// The (high, low) water marks in bytes that the arguments of set_write_buffer_limits() mean.
+///
+/// # Errors
+/// `ValueError` unless high >= low >= 0.
+pub fn limits(
+    high: Option<&Bound<'_, PyAny>>,
+    low: Option<&Bound<'_, PyAny>>,
+) -> PyResult<(usize, usize)> {
     let number = |value: Option<&Bound<'_, PyAny>>| value.map(|v| v.extract::<i64>()).transpose();
     let (high, low) = (number(high)?, number(low)?);
     let default = i64::try_from(HIGH_WATER)?;
@@ -306,8 +337,5 @@ pub fn set_limits(
             "high ({high}) must be >= low ({low}) must be >= 0"
         )));
     }
-    let stream = this.get().stream(this.py());
-    stream.high_water.set(usize::try_from(high)?);
-    stream.low_water.set(usize::try_from(low)?);
-    keep_within_limits(this, stream)
+    Ok((usize::try_from(high)?, usize::try_from(low)?))
 }
