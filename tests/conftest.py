@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import LoopFactory, run_on
+from support import LoopFactory, open_fds, run_on
 
 #: Seconds after which a test fails, unless it sets its own with ``pytest.mark.timeout``.
 TEST_LIMIT = 30
@@ -146,6 +146,16 @@ def _asked_for_reports(request: pytest.FixtureRequest) -> bool:
     function = getattr(request.node, "function", None)
     code = getattr(function, "__code__", None)
     return code is not None and "reported" in code.co_varnames[: code.co_argcount]
+
+
+@pytest.fixture
+def no_descriptor_left() -> Iterator[None]:
+    """The test closes every file descriptor that it opens."""
+    before = open_fds()
+    yield
+    if open_fds() > before:
+        gc.collect()
+        assert open_fds() <= before
 
 
 @pytest.fixture

@@ -27,8 +27,6 @@ imported! {
     transport_type = "asyncio"."Transport";
     /// `asyncio.ReadTransport`
     read_transport_type = "asyncio"."ReadTransport";
-    /// `asyncio.WriteTransport`
-    write_transport_type = "asyncio"."WriteTransport";
     /// `asyncio.isfuture`
     isfuture = "asyncio"."isfuture";
     /// `asyncio.iscoroutine`

@@ -243,11 +243,11 @@ fn tell_protocol(this: &Bound<'_, WritePipeTransport>, method: &'static str) -> 
 
 #[pymethods]
 impl WritePipeTransport {
-    /// asyncio.WriteTransport has instance fields of its own, so a native class cannot derive from
-    /// it; isinstance() believes `__class__`.
+    /// asyncio's class has instance fields of its own, so a native class cannot derive from it;
+    /// isinstance() believes `__class__`. (asyncio's pipe writers are Transports, too.)
     #[getter]
     fn __class__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
-        Ok(imports::write_transport_type(slf.py())?.clone().unbind())
+        Ok(imports::transport_type(slf.py())?.clone().unbind())
     }
 
     /// Write data; never blocks, what cannot be written now is queued.
