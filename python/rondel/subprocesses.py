@@ -211,11 +211,15 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             logger.info("%r exited with return code %r", self, returncode)
         self._returncode = returncode
         self._call(self._protocol.process_exited)
+        if sys.version_info < (3, 14):
+            # Programs expect ProcessLookupError of kill() after wait(), as it was then.
+            self._finish_if_done()
         for waiter in self._exit_waiters:
             if not waiter.done():
                 waiter.set_result(returncode)
         self._exit_waiters.clear()
-        self._finish_if_done()
+        if sys.version_info >= (3, 14):
+            self._finish_if_done()
 
     def _pipe_connection_lost(self, fd: int, exc: BaseException | None) -> None:
         self._call(self._protocol.pipe_connection_lost, fd, exc)
