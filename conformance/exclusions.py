@@ -287,53 +287,8 @@ TABLE: tuple[Exclusion, ...] = (
         until=13,
     ),
     # ---- later
-    Exclusion(
-        "test_base_events",
-        "later",
-        "TLS, pipes, subprocesses",
-        names(
-            "EPollEventLoopTests.test_*",
-            "ssl_connect* server_ssl* ssl_unix* pipe* _pty* subprocess_*",
-    ),
     Exclusion("test_base_events", "later", "sendfile", ("BaseLoopSockSendfileTests.*",)),
-    Exclusion(
-        "test_events",
-        "later",
-        "TLS, pipes, subprocesses",
-        names(
-            "EPollEventLoopTests.test_*",
-            "ssl_connect* server_ssl* ssl_unix* pipe* _pty* subprocess_*",
-        ),
-    ),
-    Exclusion(
-        "test_events",
-        "later",
-        "pipes",
-        (
-            "EPollEventLoopTests.test_write_named_fifo_unread_data",
-            "UnixPipeObjectSupportTests.*",
-        ),
-        since=14,
-    ),
     Exclusion("test_sendfile", "later", "sendfile", ("EPollEventLoopTests.*",)),
-    Exclusion("test_ssl", "later", "TLS", ("TestSSL.*",)),
-    Exclusion("test_sslproto", "later", "TLS", ("SelectorStartTLSTests.*",)),
-    Exclusion(
-        "test_streams",
-        "later",
-        "TLS, pipes, subprocesses",
-        names(
-            "EPollEventLoopTests.test_*",
-            "ssl_connect* server_ssl* ssl_unix* pipe* _pty* subprocess_*",
-    ),
-    Exclusion("test_subprocess", "later", "subprocesses", ("Subprocess*.*",)),
-    Exclusion(
-        "test_unix_events",
-        "later",
-        "subprocesses",
-        ("TestFork.test_fork_asyncio_subprocess",),
-        since=12,
-    ),
     Exclusion(
         "test_events",
         "later",

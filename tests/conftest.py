@@ -8,11 +8,13 @@ import asyncio
 import faulthandler
 import gc
 import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import LoopFactory, run_on
+from support import LoopFactory, children, open_fds, run_on
 
 #: Seconds after which a test fails, unless it sets its own with ``pytest.mark.timeout``.
 TEST_LIMIT = 30
@@ -146,6 +148,29 @@ def _asked_for_reports(request: pytest.FixtureRequest) -> bool:
     function = getattr(request.node, "function", None)
     code = getattr(function, "__code__", None)
     return code is not None and "reported" in code.co_varnames[: code.co_argcount]
+
+
+@pytest.fixture
+def no_descriptor_left() -> Iterator[None]:
+    """The test closes every file descriptor that it opens."""
+    before = open_fds()
+    yield
+    if open_fds() > before:
+        gc.collect()
+        assert open_fds() <= before
+
+
+@pytest.fixture
+def no_child_left() -> Iterator[None]:
+    """The test leaves neither a running child nor a zombie."""
+    before = set(children())
+    yield
+    deadline = time.monotonic() + 5
+    while set(children()) - before:
+        subprocess._cleanup()  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline, f"left: {children()}"
+        gc.collect()
+        time.sleep(0.01)
 
 
 @pytest.fixture

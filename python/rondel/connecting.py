@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .executor import AddrInfo, is_literal
 from .server import Server
-from .signals import Signals
+from .subprocesses import Subprocesses
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -30,7 +30,7 @@ ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 Pair = tuple[asyncio.Transport, Any]
 
 
-class Connecting(Signals):
+class Connecting(Subprocesses):
     """TCP clients and servers."""
 
     async def create_connection(

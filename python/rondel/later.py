@@ -21,7 +21,3 @@ class NotYet:
     start_tls = _not_yet("start_tls")
     sendfile = _not_yet("sendfile")
     sock_sendfile = _not_yet("sock_sendfile")
-    connect_read_pipe = _not_yet("connect_read_pipe")
-    connect_write_pipe = _not_yet("connect_write_pipe")
-    subprocess_exec = _not_yet("subprocess_exec")
-    subprocess_shell = _not_yet("subprocess_shell")

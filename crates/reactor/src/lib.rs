@@ -12,14 +12,18 @@
 //! | [`net`] | non-blocking socket calls on raw descriptors |
 //! | [`datagrams`] | receiving many datagrams in one call |
 //! | [`sendfile`] | sending a file by the kernel alone |
+//! | [`pipe`] | the same for pipes and character devices |
+//! | [`child`] | the end of a child process as a descriptor to poll |
 //!
 //! Nothing here is thread-safe unless it says so: an engine belongs to the thread of its loop.
 //! [`poller::Waker`] is the one part that other threads use.
 
+pub mod child;
 pub mod clock;
 pub mod datagrams;
 pub mod fork;
 pub mod net;
+pub mod pipe;
 pub mod poller;
 pub mod sendfile;
 pub mod slab;

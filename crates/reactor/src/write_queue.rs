@@ -68,8 +68,24 @@ impl<C: AsRef<[u8]>> WriteQueue<C> {
     /// # Errors
     /// The operating system's, except that "would block" is no error: the rest stays queued.
     pub fn flush(&mut self, fd: RawFd, done: &mut Vec<C>) -> io::Result<()> {
+        self.flush_by(done, |pieces| match pieces {
+            [piece] => net::send(fd, piece),
+            pieces => net::send_vectored(fd, pieces),
+        })
+    }
+
+    /// As [`WriteQueue::flush`], for what is no socket: `send` takes some of the pieces and returns
+    /// how many bytes that was.
+    ///
+    /// # Errors
+    /// What `send` returns, except that "would block" is no error.
+    pub fn flush_by(
+        &mut self,
+        done: &mut Vec<C>,
+        send: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<()> {
         while self.bytes > 0 {
-            let taken = match self.send_some(fd) {
+            let taken = match self.send_some(&send) {
                 Ok(taken) => taken,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -82,9 +98,9 @@ impl<C: AsRef<[u8]>> WriteQueue<C> {
         Ok(())
     }
 
-    fn send_some(&self, fd: RawFd) -> io::Result<usize> {
+    fn send_some(&self, send: impl Fn(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<usize> {
         if self.chunks.len() == 1 {
-            return net::send(fd, &self.chunks[0].as_ref()[self.sent..]);
+            return send(&[IoSlice::new(&self.chunks[0].as_ref()[self.sent..])]);
         }
         let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
         let mut count = 0;
@@ -93,7 +109,7 @@ impl<C: AsRef<[u8]>> WriteQueue<C> {
             *piece = IoSlice::new(&chunk.as_ref()[from..]);
             count += 1;
         }
-        net::send_vectored(fd, &pieces[..count])
+        send(&pieces[..count])
     }
 
     /// Forgets `taken` bytes; true when that ended inside a chunk, so the socket is full.

@@ -27,6 +27,8 @@ imported! {
     datagram_transport_type = "rondel.datagram"."AbstractDatagramTransport";
     /// `asyncio.Transport`
     transport_type = "asyncio"."Transport";
+    /// `asyncio.ReadTransport`
+    read_transport_type = "asyncio"."ReadTransport";
     /// `asyncio.isfuture`
     isfuture = "asyncio"."isfuture";
     /// `asyncio.iscoroutine`

@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | [`event_loop`] | the Loop object: scheduling, one turn, life cycle, debug, watched descriptors |
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
-//! | [`transport`] | stream sockets, datagram sockets and listeners |
+//! | [`transport`] | stream sockets, datagram sockets, listeners and pipes |
+//! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
@@ -26,6 +27,7 @@ mod event_loop;
 mod ffi;
 mod handle;
 mod imports;
+mod process;
 mod sock;
 mod transport;
 
@@ -53,6 +55,11 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<transport::socket::SocketTransport>()?;
     module.add_class::<transport::datagram::DatagramTransport>()?;
     module.add_class::<transport::listener::Listener>()?;
+    module.add_class::<transport::pipe::PipeTransport>()?;
+    module.add_class::<transport::pipe::read::ReadPipeTransport>()?;
+    module.add_class::<transport::pipe::write::WritePipeTransport>()?;
+    module.add_class::<process::ChildWatch>()?;
+    module.add_class::<process::SubprocessPipe>()?;
     module.add_class::<coroutine::Coroutine>()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)

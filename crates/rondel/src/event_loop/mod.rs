@@ -41,6 +41,8 @@ use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
 use crate::sock;
 use crate::transport::datagram::DatagramTransport;
+use crate::transport::pipe::read::ReadPipeTransport;
+use crate::transport::pipe::write::WritePipeTransport;
 use crate::transport::socket::SocketTransport;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
@@ -62,6 +64,8 @@ pub enum Watcher {
     Handle(HandleRef),
     /// A future, once: its result is set to None. For native coroutines.
     Future(Py<PyAny>),
+    /// Native code, each time. For pipes, whose two directions can be two transports.
+    Native(Py<PyAny>, OnEvent),
 }
 
 /// What the poller's events lead to.
@@ -594,6 +598,30 @@ impl Loop {
         DatagramTransport::open(slf, sock, protocol, address, waiter, extra)
     }
 
+    /// Make a transport that reads from a pipe, which then belongs to it.
+    #[pyo3(signature = (pipe, protocol, waiter=None, extra=None))]
+    fn _make_read_pipe_transport<'py>(
+        slf: &Bound<'py, Self>,
+        pipe: &Bound<'py, PyAny>,
+        protocol: &Bound<'py, PyAny>,
+        waiter: Option<Py<PyAny>>,
+        extra: Option<Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, ReadPipeTransport>> {
+        ReadPipeTransport::adopt(slf, pipe, protocol, waiter, extra)
+    }
+
+    /// Make a transport that writes to a pipe, which then belongs to it.
+    #[pyo3(signature = (pipe, protocol, waiter=None, extra=None))]
+    fn _make_write_pipe_transport<'py>(
+        slf: &Bound<'py, Self>,
+        pipe: &Bound<'py, PyAny>,
+        protocol: &Bound<'py, PyAny>,
+        waiter: Option<Py<PyAny>>,
+        extra: Option<Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, WritePipeTransport>> {
+        WritePipeTransport::adopt(slf, pipe, protocol, waiter, extra)
+    }
+
     /// The open transport that uses the descriptor, or None.
     fn _transport_of(slf: &Bound<'_, Self>, fd: RawFd) -> Option<Py<PyAny>> {
         let py = slf.py();
@@ -622,7 +650,7 @@ fn traverse(state: &State, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
     fn watcher(watcher: Option<&Watcher>, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         match watcher {
             Some(Watcher::Handle(handle)) => handle.traverse(visit),
-            Some(Watcher::Future(future)) => visit.call(future),
+            Some(Watcher::Future(object) | Watcher::Native(object, _)) => visit.call(object),
             None => Ok(()),
         }
     }

@@ -227,6 +227,19 @@ fn run_step(
     report_native(event_loop, target, result)
 }
 
+/// Gives an event to native code.
+fn run_native(
+    event_loop: &Bound<'_, Loop>,
+    state: &State,
+    target: &Bound<'_, PyAny>,
+    on_event: OnEvent,
+    readiness: Readiness,
+) -> PyResult<()> {
+    let result = debug::timed_native(event_loop, target, || on_event(target, readiness));
+    end_of_callback(event_loop.py(), state);
+    report_native(event_loop, target, result)
+}
+
 /// Reports what a native callback raised. Stream transports handle their protocols' exceptions
 /// themselves; those of a datagram's protocol come here, as asyncio leaves them to the callback.
 pub fn report_native(
@@ -275,16 +288,13 @@ fn dispatch<'py>(
         Some(Source::Watched { .. }) => None,
     };
     if let Some((target, on_event)) = native {
-        let target = target.bind(py);
-        let result = debug::timed_native(event_loop, target, || on_event(target, readiness));
-        end_of_callback(py, state);
-        return report_native(event_loop, target, result);
+        return run_native(event_loop, state, target.bind(py), on_event, readiness);
     }
     if readiness.readable {
-        notify(event_loop, state, key, Side::Read)?;
+        notify(event_loop, state, key, (Side::Read, readiness))?;
     }
     if readiness.writable {
-        notify(event_loop, state, key, Side::Write)?;
+        notify(event_loop, state, key, (Side::Write, readiness))?;
     }
     if !LEVEL_IS_NATIVE {
         watching::arm_again(state, key);
@@ -292,18 +302,31 @@ fn dispatch<'py>(
     Ok(())
 }
 
-fn notify<'py>(event_loop: &Bound<'py, Loop>, state: &State, key: Key, side: Side) -> PyResult<()> {
+fn notify<'py>(
+    event_loop: &Bound<'py, Loop>,
+    state: &State,
+    key: Key,
+    (side, readiness): (Side, Readiness),
+) -> PyResult<()> {
     let py = event_loop.py();
+    let mut native: Option<(Py<PyAny>, OnEvent)> = None;
     let callback = match state.sources.borrow().get(key) {
         Some(Source::Watched { reader, writer, .. }) => {
             match if side == Side::Read { reader } else { writer } {
                 None => return Ok(()),
                 Some(Watcher::Handle(handle)) => Some(handle.clone_ref(py)),
                 Some(Watcher::Future(_)) => None,
+                Some(Watcher::Native(target, on_event)) => {
+                    native = Some((target.clone_ref(py), *on_event));
+                    None
+                }
             }
         }
         _ => return Ok(()),
     };
+    if let Some((target, on_event)) = native {
+        return run_native(event_loop, state, target.bind(py), on_event, readiness);
+    }
     match callback {
         Some(handle) if handle.is_cancelled() => {
             // The program cancelled the handle instead of removing the watcher.

@@ -216,12 +216,21 @@ pub fn change_native(
 
 /// Ends the wait of a native coroutine that watches with this future, if it still does.
 pub fn forget_future(state: &State, fd: RawFd, side: Side, future: &Py<PyAny>) {
+    forget(state, fd, side, future);
+}
+
+/// Stops watching for native code, if it still does.
+pub fn forget_native(state: &State, fd: RawFd, side: Side, target: &Bound<'_, PyAny>) {
+    forget(state, fd, side, target.as_unbound());
+}
+
+fn forget(state: &State, fd: RawFd, side: Side, who: &Py<PyAny>) {
     let key = state.watched.borrow().get(&fd).copied();
     let Some(key) = key else { return };
     let is_ours = match state.sources.borrow().get(key) {
         Some(Source::Watched { reader, writer, .. }) => {
             let slot = if side == Side::Read { reader } else { writer };
-            matches!(slot, Some(Watcher::Future(waiting)) if waiting.is(future))
+            matches!(slot, Some(Watcher::Future(w) | Watcher::Native(w, _)) if w.is(who))
         }
         _ => false,
     };

@@ -8,6 +8,7 @@
 //! | [`endpoint`] | who owns the descriptor, and what get_extra_info() knows of it |
 //! | [`listener`] | accepting connections |
 //! | [`datagram`] | datagram sockets, connected or not |
+//! | [`pipe`] | pipes, and what can be used like one |
 //! | [`address`] | socket addresses as Python has them |
 //! | [`flow`] | flow control: when a protocol is told to pause writing, and to go on |
 
@@ -16,6 +17,7 @@ pub mod datagram;
 pub mod endpoint;
 pub mod flow;
 pub mod listener;
+pub mod pipe;
 pub mod reading;
 pub mod socket;
 pub mod writing;

@@ -9,6 +9,10 @@
 //! connection that fills it gets large `bytes` to read into directly, until its reads are small
 //! again. A BufferedProtocol gives its own memory.
 
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -18,16 +22,17 @@ use rondel_reactor::net;
 use super::socket::{SocketTransport, Stream, fatal_error, update_hold};
 use super::writing;
 use crate::errors::os_error;
+use crate::event_loop::State;
 use crate::ffi::buffer::{View, bytes_filled_by};
 use crate::ffi::context;
 use crate::imports;
 
 /// The most that a protocol gets in one call (asyncio's figure).
-const MAX_READ: usize = 256 * 1024;
+pub const MAX_READ: usize = 256 * 1024;
 /// Scratch memory; from this size on copying costs more than allocating.
 const SCRATCH: usize = 32 * 1024;
 /// Reads of one connection in one turn, so that a fast peer cannot starve the others.
-const READS_PER_TURN: usize = 4;
+pub const READS_PER_TURN: usize = 4;
 
 const READ_ERROR: &str = "Fatal read error on socket transport";
 
@@ -156,19 +161,9 @@ fn receive<'py>(
     let py = this.py();
     let fd = stream.endpoint.fd();
     let size = stream.read_size.get();
-    let received = if size > SCRATCH {
-        bytes_filled_by(py, size, |memory| net::recv_uninit(fd, memory))?.map(|data| (data, size))
-    } else {
-        let Some(event_loop) = stream.event_loop(py) else { return Ok(None) };
-        let state = event_loop.get().state(py);
-        // Taken out while bytes are allocated from it: allocating can run the collector.
-        let mut scratch = state.scratch.take();
-        scratch.resize(SCRATCH, 0);
-        let received = net::recv(fd, &mut scratch);
-        let data = received.map(|count| (PyBytes::new(py, &scratch[..count]), SCRATCH));
-        state.scratch.replace(scratch);
-        data
-    };
+    let Some(event_loop) = stream.event_loop(py) else { return Ok(None) };
+    let state = event_loop.get().state(py);
+    let received = receive_by(py, state, fd, size, (net::recv, net::recv_uninit))?;
     match received {
         Ok(received) => Ok(Some(received)),
         Err(error) if net::is_retry(&error) => Ok(None),
@@ -179,8 +174,36 @@ fn receive<'py>(
     }
 }
 
+/// The system's way to read from a descriptor: into scratch memory, and into new `bytes`.
+pub type Calls = (
+    fn(RawFd, &mut [u8]) -> io::Result<usize>,
+    fn(RawFd, &mut [MaybeUninit<u8>]) -> io::Result<usize>,
+);
+
+/// Reads up to `size` bytes, or a scratch full, into new bytes; returns them with how many they
+/// could have been.
+pub fn receive_by<'py>(
+    py: Python<'py>,
+    state: &State,
+    fd: RawFd,
+    size: usize,
+    (into_scratch, into_bytes): Calls,
+) -> PyResult<io::Result<(Bound<'py, PyBytes>, usize)>> {
+    if size > SCRATCH {
+        let received = bytes_filled_by(py, size, |memory| into_bytes(fd, memory))?;
+        return Ok(received.map(|data| (data, size)));
+    }
+    // Taken out while bytes are allocated from it: allocating can run the collector.
+    let mut scratch = state.scratch.take();
+    scratch.resize(SCRATCH, 0);
+    let received = into_scratch(fd, &mut scratch);
+    let data = received.map(|count| (PyBytes::new(py, &scratch[..count]), SCRATCH));
+    state.scratch.replace(scratch);
+    Ok(data)
+}
+
 /// How much to take at once after a read of `received` out of `capacity` bytes.
-fn next_size(received: usize, capacity: usize) -> usize {
+pub fn next_size(received: usize, capacity: usize) -> usize {
     if received == capacity {
         (capacity * 2).min(MAX_READ)
     } else if received < SCRATCH / 2 {

@@ -22,7 +22,7 @@ use crate::ffi::buffer::View;
 use crate::imports;
 
 /// Writes after the connection was lost before a warning is logged (asyncio's figure).
-const LOST_WRITES_BEFORE_WARNING: u32 = 5;
+pub const LOST_WRITES_BEFORE_WARNING: u32 = 5;
 
 const WRITE_ERROR: &str = "Fatal write error on socket transport";
 
