@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
+import ssl
 import sys
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import _rondel
 
@@ -25,6 +26,9 @@ class Server(asyncio.AbstractServer):
         sockets: list[socket.socket],
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         backlog: int,
+        ssl_context: ssl.SSLContext | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
     ) -> None:
         self._loop = loop
         self._sockets: list[socket.socket] | None = sockets
@@ -33,7 +37,9 @@ class Server(asyncio.AbstractServer):
         self._waiters: list[asyncio.Future[None]] | None = []
         self._protocol_factory = protocol_factory
         self._backlog = backlog
-        self._ssl_context: Any = None
+        self._ssl_context = ssl_context
+        self._ssl_handshake_timeout = ssl_handshake_timeout
+        self._ssl_shutdown_timeout = ssl_shutdown_timeout
         self._serving = False
         self._serving_forever_fut: asyncio.Future[None] | None = None
 
@@ -61,7 +67,14 @@ class Server(asyncio.AbstractServer):
         for sock in self._sockets:
             sock.listen(self._backlog)
             listener = _rondel.Listener(
-                self._loop, sock, self._protocol_factory, self, self._backlog
+                self._loop,
+                sock,
+                self._protocol_factory,
+                self,
+                self._backlog,
+                self._ssl_context,
+                self._ssl_handshake_timeout,
+                self._ssl_shutdown_timeout,
             )
             listener.start()
             self._listeners.append(listener)

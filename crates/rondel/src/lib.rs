@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | [`event_loop`] | the Loop object: scheduling, one turn, life cycle, debug, watched descriptors |
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
-//! | [`transport`] | stream sockets and listeners |
+//! | [`transport`] | stream sockets, listeners, TLS |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
@@ -52,6 +52,8 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<event_loop::Loop>()?;
     module.add_class::<transport::socket::SocketTransport>()?;
     module.add_class::<transport::listener::Listener>()?;
+    module.add_class::<transport::tls::layer::TlsLayer>()?;
+    module.add_class::<transport::tls::app::TlsTransport>()?;
     module.add_class::<coroutine::Coroutine>()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)

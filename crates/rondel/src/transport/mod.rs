@@ -7,6 +7,7 @@
 //! | [`writing`] | their writing side: send at once, gather, flush, flow control |
 //! | [`endpoint`] | who owns the descriptor, and what get_extra_info() knows of it |
 //! | [`listener`] | accepting connections |
+//! | [`tls`] | TLS over any transport |
 //! | [`address`] | socket addresses as Python has them |
 
 pub mod address;
@@ -14,6 +15,7 @@ pub mod endpoint;
 pub mod listener;
 pub mod reading;
 pub mod socket;
+pub mod tls;
 pub mod writing;
 
 use pyo3::prelude::*;

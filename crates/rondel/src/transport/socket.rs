@@ -395,6 +395,12 @@ fn forget_descriptor(event_loop: &Bound<'_, Loop>, fd: i32, this: &Bound<'_, Soc
 
 #[pymethods]
 impl SocketTransport {
+    /// For loop.start_tls(): TLS may run over this transport.
+    #[classattr]
+    fn _start_tls_compatible() -> bool {
+        true
+    }
+
     /// asyncio.Transport has instance fields of its own, so a native class cannot derive from it;
     /// isinstance() believes `__class__`.
     #[getter]
@@ -441,6 +447,12 @@ impl SocketTransport {
     /// Close at once; what is queued is lost.
     fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
         force_close(slf, None)
+    }
+
+    /// The same, with the reason for connection_lost(): what asyncio's TLS over this calls.
+    fn _force_close(slf: &Bound<'_, Self>, exc: &Bound<'_, PyAny>) -> PyResult<()> {
+        let error = if exc.is_none() { None } else { Some(PyErr::from_value(exc.clone())) };
+        force_close(slf, error)
     }
 
     /// Whether the protocol gets data.

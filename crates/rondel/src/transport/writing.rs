@@ -290,15 +290,18 @@ pub fn buffer_size(this: &Bound<'_, SocketTransport>) -> PyResult<usize> {
     Ok(stream.queue.borrow().len())
 }
 
-/// `transport.set_write_buffer_limits(high, low)`
-pub fn set_limits(
-    this: &Bound<'_, SocketTransport>,
+/// The (high, low) limits that a program asks for; `default` is the high one when it names neither.
+///
+/// # Errors
+/// `ValueError` when they are not in order.
+pub fn limits(
     high: Option<&Bound<'_, PyAny>>,
     low: Option<&Bound<'_, PyAny>>,
-) -> PyResult<()> {
+    default: usize,
+) -> PyResult<(usize, usize)> {
     let number = |value: Option<&Bound<'_, PyAny>>| value.map(|v| v.extract::<i64>()).transpose();
     let (high, low) = (number(high)?, number(low)?);
-    let default = i64::try_from(HIGH_WATER)?;
+    let default = i64::try_from(default)?;
     let high = high.unwrap_or_else(|| low.map_or(default, |low| low.saturating_mul(4)));
     let low = low.unwrap_or(high.div_euclid(4));
     if !(high >= low && low >= 0) {
@@ -306,8 +309,18 @@ pub fn set_limits(
             "high ({high}) must be >= low ({low}) must be >= 0"
         )));
     }
+    Ok((usize::try_from(high)?, usize::try_from(low)?))
+}
+
+/// `transport.set_write_buffer_limits(high, low)`
+pub fn set_limits(
+    this: &Bound<'_, SocketTransport>,
+    high: Option<&Bound<'_, PyAny>>,
+    low: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let (high, low) = limits(high, low, HIGH_WATER)?;
     let stream = this.get().stream(this.py());
-    stream.high_water.set(usize::try_from(high)?);
-    stream.low_water.set(usize::try_from(low)?);
+    stream.high_water.set(high);
+    stream.low_water.set(low);
     keep_within_limits(this, stream)
 }
