@@ -256,9 +256,7 @@ def test_failed_handshake_of_a_server_is_told_in_debug_mode(
                     continue
                 assert len(failed) == 1
                 [context] = reported
-                assert context["message"] == (
-                    "Error on transport creation for incoming connection"
-                )
+                assert context["message"] == ("Error on transport creation for incoming connection")
                 assert isinstance(context["exception"], ssl.SSLError)
                 assert context["protocol"] is protocol
                 assert isinstance(context["transport"], asyncio.Transport)
@@ -392,9 +390,7 @@ def test_wrong_arguments(loop: Loop, run: Run) -> None:
         for name in ("ssl_handshake_timeout", "ssl_shutdown_timeout"):
             text = f"{name} is only meaningful with ssl"
             await refused(ValueError, text, *client, HOST, 1, **{name: 1})
-            await refused(
-                ValueError, text, "create_server", asyncio.Protocol, HOST, 0, **{name: 1}
-            )
+            await refused(ValueError, text, "create_server", asyncio.Protocol, HOST, 0, **{name: 1})
             for wrong in (0, -1, -0.5):
                 with tcp_pair() as (near, _):
                     await refused(
