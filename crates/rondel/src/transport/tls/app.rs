@@ -19,18 +19,32 @@ use crate::transport::writing;
 /// The transport of a TLS connection; `asyncio.sslproto._SSLProtocolTransport` in behaviour.
 #[pyclass(frozen, dict, weakref, module = "rondel._rondel", name = "TLSTransport")]
 pub struct TlsTransport {
+    state: Confined<State>,
+}
+
+struct State {
     protocol: Py<TlsLayer>,
-    pub closed: Confined<Cell<bool>>,
+    closed: Cell<bool>,
 }
 
 impl TlsTransport {
     /// The program's end of a connection.
     pub fn new(protocol: Py<TlsLayer>) -> Self {
-        TlsTransport { protocol, closed: Confined::new(Cell::new(false)) }
+        TlsTransport { state: Confined::new(State { protocol, closed: Cell::new(false) }) }
+    }
+
+    fn protocol<'a, 'py>(&'a self, py: Python<'py>) -> &'a Bound<'py, TlsLayer> {
+        // The attached thread's lifetime is longer than the borrow.
+        self.state.get(py).protocol.bind(py)
     }
 
     fn layer<'a>(&'a self, py: Python<'a>) -> &'a Layer {
-        self.protocol.get().layer(py)
+        self.state.get(py).protocol.get().layer(py)
+    }
+
+    /// Whether it is closed; from now on it is.
+    pub fn mark_closed(&self, py: Python<'_>) -> bool {
+        self.state.get(py).closed.replace(true)
     }
 }
 
@@ -97,7 +111,7 @@ impl TlsTransport {
     /// Whether the transport is closed or about to be.
     fn is_closing(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let py = slf.py();
-        if slf.get().closed.get(py).get() {
+        if slf.get().state.get(py).closed.get() {
             return Ok(true);
         }
         match slf.get().layer(py).lower_object(py) {
@@ -108,23 +122,23 @@ impl TlsTransport {
 
     /// Send what is queued and close_notify, wait for the peer's, then close.
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
-        if slf.get().closed.get(slf.py()).replace(true) {
+        if slf.get().mark_closed(slf.py()) {
             return Ok(());
         }
-        phases::start_shutdown(slf.get().protocol.bind(slf.py()))
+        phases::start_shutdown(slf.get().protocol(slf.py()))
     }
 
     /// Close at once; what is queued is lost.
     fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().closed.get(slf.py()).set(true);
-        phases::abort(slf.get().protocol.bind(slf.py()), None)
+        slf.get().mark_closed(slf.py());
+        phases::abort(slf.get().protocol(slf.py()), None)
     }
 
     /// The same, with the reason for connection_lost().
     fn _force_close(slf: &Bound<'_, Self>, exc: &Bound<'_, PyAny>) -> PyResult<()> {
-        slf.get().closed.get(slf.py()).set(true);
+        slf.get().mark_closed(slf.py());
         let error = if exc.is_none() { None } else { Some(PyErr::from_value(exc.clone())) };
-        phases::abort(slf.get().protocol.bind(slf.py()), error)
+        phases::abort(slf.get().protocol(slf.py()), error)
     }
 
     /// Whether the protocol gets data.
@@ -140,7 +154,7 @@ impl TlsTransport {
     /// Call data_received() again.
     fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
-        let protocol = slf.get().protocol.bind(py);
+        let protocol = slf.get().protocol(py);
         let layer = protocol.get().layer(py);
         if !layer.app_reading_paused.replace(false) {
             return Ok(());
@@ -164,7 +178,7 @@ impl TlsTransport {
         if data.as_bytes().is_empty() {
             return Ok(());
         }
-        flow::write_all(slf.get().protocol.bind(py), vec![data])
+        flow::write_all(slf.get().protocol(py), vec![data])
     }
 
     /// Send the items of an iterable of bytes-like objects in one go.
@@ -172,7 +186,7 @@ impl TlsTransport {
         // All or nothing: a bad item must not leave the ones before it half sent.
         let items = list_of_data.try_iter()?.map(|item| as_bytes(&item?));
         let items = items.collect::<PyResult<Vec<_>>>()?;
-        flow::write_all(slf.get().protocol.bind(slf.py()), items)
+        flow::write_all(slf.get().protocol(slf.py()), items)
     }
 
     /// Not possible over TLS: raises NotImplementedError.
@@ -204,7 +218,7 @@ impl TlsTransport {
         low: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let (high, low) = writing::limits(high, low, flow::WRITE_HIGH_WATER)?;
-        let protocol = slf.get().protocol.bind(slf.py());
+        let protocol = slf.get().protocol(slf.py());
         let layer = protocol.get().layer(slf.py());
         layer.write_high.set(high);
         layer.write_low.set(low);
@@ -230,7 +244,7 @@ impl TlsTransport {
         low: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let (high, low) = writing::limits(high, low, flow::READ_HIGH_WATER)?;
-        let protocol = slf.get().protocol.bind(slf.py());
+        let protocol = slf.get().protocol(slf.py());
         let layer = protocol.get().layer(slf.py());
         layer.read_high.set(high);
         layer.read_low.set(low);
@@ -251,18 +265,18 @@ impl TlsTransport {
     /// What drives TLS (private name that programs use).
     #[getter]
     fn _ssl_protocol<'py>(slf: &Bound<'py, Self>) -> Bound<'py, TlsLayer> {
-        slf.get().protocol.bind(slf.py()).clone()
+        slf.get().protocol(slf.py()).clone()
     }
 
     /// The SSLContext (private name that programs use).
     #[getter]
     fn _sslcontext<'py>(slf: &Bound<'py, Self>) -> Bound<'py, PyAny> {
-        TlsLayer::_sslcontext(slf.get().protocol.bind(slf.py()))
+        TlsLayer::_sslcontext(slf.get().protocol(slf.py()))
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let py = slf.py();
-        let closing = if slf.get().closed.get(py).get() { " closing" } else { "" };
+        let closing = if slf.get().state.get(py).closed.get() { " closing" } else { "" };
         Ok(match slf.get().layer(py).lower_object(py) {
             Some(lower) => format!("<TLSTransport{closing} over {}>", lower.repr()?),
             None => format!("<TLSTransport{closing}>"),
@@ -270,13 +284,16 @@ impl TlsTransport {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.protocol)
+        match self.state.in_traverse(&visit) {
+            Some(state) => visit.call(&state.protocol),
+            None => Ok(()),
+        }
     }
 }
 
 impl Drop for TlsTransport {
     fn drop(&mut self) {
-        if self.closed.get_mut().get() {
+        if self.state.get_mut().closed.get() {
             return;
         }
         Python::attach(|py| {

@@ -302,7 +302,7 @@ pub fn app_transport<'py>(
 pub fn mark_closed(this: &Bound<'_, TlsLayer>) {
     let py = this.py();
     if let Some(app) = &*this.get().layer(py).app.borrow() {
-        app.get().closed.get(py).set(true);
+        app.get().mark_closed(py);
     }
 }
 
