@@ -16,8 +16,8 @@ PROGRAM = Path(__file__).parent / "programs" / "leaks.py"
 # the tolerance: one transport, handle or future per connection is at least 100 bytes, hence 1.2 MB
 # in 12,000 connections; a loop is some KiB at least.
 TOLERANCE = 1 << 20
-# The same over TLS, where OpenSSL allocates much more and in other sizes (asyncio's own loop shows up
-# to 0.6 MiB here). A connection that it does not give back is some 20 KiB, 20 MB in 1,000.
+# The same over TLS, where OpenSSL allocates much more and in other sizes (asyncio's own loop shows
+# up to 0.6 MiB here). A connection that it does not give back is some 20 KiB, 20 MB in 1,000.
 TLS_TOLERANCE = 4 << 20
 # Objects that the interpreter makes once in a while for itself (a resized table, a cache's entry).
 OBJECTS = 20
