@@ -260,6 +260,12 @@ TABLE: tuple[Exclusion, ...] = (
         since=12,
         until=12,
     ),
+    Exclusion(
+        "test_ssl",
+        "white-box",
+        "puts plaintext into the private backlog of asyncio's TLS protocol",
+        ("TestSSL.test_remote_shutdown_receives_trailing_data*",),
+    ),
     # ---- twins
     Exclusion(
         "test_events",

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from abc import ABCMeta
 from asyncio.events import _TaskFactory
 from collections.abc import Awaitable, Callable, Generator
@@ -75,6 +76,46 @@ class DatagramTransport(asyncio.DatagramTransport):
     def resume_reading(self) -> None: ...
 
 @final
+class TLSProtocol(asyncio.Protocol):
+    def __new__(
+        cls,
+        loop_: Loop,
+        app_protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext | None,
+        waiter: asyncio.Future[Any] | None = None,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        call_connection_made: bool = True,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Self: ...
+    @property
+    def _app_transport(self) -> TLSTransport: ...  # None after connection_lost()
+    @property
+    def _app_protocol(self) -> asyncio.BaseProtocol | None: ...
+    @property
+    def _transport(self) -> asyncio.Transport | None: ...
+    @property
+    def _sslcontext(self) -> ssl.SSLContext: ...
+    @property
+    def _sslobj(self) -> ssl.SSLObject: ...
+    @property
+    def _incoming(self) -> ssl.MemoryBIO: ...
+    @property
+    def _outgoing(self) -> ssl.MemoryBIO: ...
+
+@final
+class TLSTransport(asyncio.Transport):
+    def get_write_buffer_limits(self) -> tuple[int, int]: ...
+    def get_read_buffer_size(self) -> int: ...
+    def get_read_buffer_limits(self) -> tuple[int, int]: ...
+    def set_read_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+    @property
+    def _ssl_protocol(self) -> TLSProtocol: ...
+    @property
+    def _sslcontext(self) -> ssl.SSLContext: ...
+
+@final
 class Listener:
     def __new__(
         cls,
@@ -83,6 +124,9 @@ class Listener:
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         server: Server | None,
         backlog: int,
+        ssl_context: ssl.SSLContext | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
     ) -> Self: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...

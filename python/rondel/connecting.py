@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .executor import AddrInfo, is_literal
 from .server import Server
-from .subprocesses import Subprocesses
+from .tls import Tls
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -30,8 +30,8 @@ ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 Pair = tuple[asyncio.Transport, Any]
 
 
-class Connecting(Subprocesses):
-    """TCP clients and servers."""
+class Connecting(Tls):
+    """TCP clients and servers, plain and over TLS."""
 
     async def create_connection(
         self,
@@ -57,6 +57,11 @@ class Connecting(Subprocesses):
         Either ``host`` and ``port`` or a connected ``sock``. With ``happy_eyeballs_delay``
         (seconds) the addresses of a host are raced as RFC 8305 describes. Raises OSError when no
         address could be connected to (with ``all_errors``, an ExceptionGroup of all errors).
+
+        ``ssl`` is a context, or True for ssl.create_default_context(). The certificate must be for
+        ``server_hostname``, by default ``host``. A handshake that takes longer than
+        ``ssl_handshake_timeout`` seconds (default 60) raises ConnectionAbortedError, one that
+        fails ssl.SSLError; a shutdown has ``ssl_shutdown_timeout`` seconds (default 30).
         """
         _check_ssl_arguments(
             ssl,
@@ -67,7 +72,8 @@ class Connecting(Subprocesses):
         if ssl:
             if server_hostname is None and not host:
                 raise ValueError("You must set server_hostname when using ssl without a host")
-            raise NotImplementedError("rondel does not support loop.create_connection(ssl=…) yet")
+            if server_hostname is None:
+                server_hostname = host
         if sock is not None:
             _refuse_ssl_socket(sock)
         if happy_eyeballs_delay is not None and interleave is None:
@@ -91,7 +97,14 @@ class Connecting(Subprocesses):
         elif sock.type != socket.SOCK_STREAM:
             raise ValueError(f"A Stream Socket was expected, got {sock!r}")
 
-        transport, protocol = await self._transport_for(sock, protocol_factory)
+        transport, protocol = await self._transport_for(
+            sock,
+            protocol_factory,
+            ssl,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
         if self.get_debug():
             shown = transport.get_extra_info("socket")
             logger.debug("%r connected to %s:%r: (%r, %r)", shown, host, port, transport, protocol)
@@ -115,22 +128,38 @@ class Connecting(Subprocesses):
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
         _refuse_ssl_socket(sock)
-        if ssl:
-            raise NotImplementedError(
-                "rondel does not support loop.connect_accepted_socket(ssl=…) yet"
-            )
-        transport, protocol = await self._transport_for(sock, protocol_factory)
+        transport, protocol = await self._transport_for(
+            sock,
+            protocol_factory,
+            ssl,
+            server_side=True,
+            server_hostname="",
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
         if self.get_debug():
             shown = transport.get_extra_info("socket")
             logger.debug("%r handled: (%r, %r)", shown, transport, protocol)
         return transport, protocol
 
-    async def _transport_for(self, sock: socket.socket, protocol_factory: ProtocolFactory) -> Pair:
+    async def _transport_for(
+        self,
+        sock: socket.socket,
+        protocol_factory: ProtocolFactory,
+        ssl: bool | ssl_module.SSLContext | None = None,
+        **tls: Any,
+    ) -> Pair:
+        """Wait for the connection to be made, over TLS with ``ssl``."""
+        transport: asyncio.Transport
         try:
             sock.setblocking(False)
             protocol = protocol_factory()
             waiter = self.create_future()
-            transport = self._make_socket_transport(sock, protocol, waiter)
+            if ssl:
+                context = None if isinstance(ssl, bool) else ssl
+                transport = self._make_ssl_transport(sock, protocol, context, waiter, **tls)
+            else:
+                transport = self._make_socket_transport(sock, protocol, waiter)
         except BaseException:
             sock.close()  # nobody else will
             raise
@@ -247,7 +276,8 @@ class Connecting(Subprocesses):
         """Listen for stream connections; return the server.
 
         ``host`` may be a sequence of hosts; None or "" means all interfaces. Raises OSError when
-        an address cannot be bound.
+        an address cannot be bound. With ``ssl`` connections are TLS connections; the protocol
+        knows of one when its handshake is done, within ``ssl_handshake_timeout`` seconds.
         """
         if isinstance(ssl, bool):
             raise TypeError("ssl argument must be an SSLContext or None")
@@ -258,8 +288,6 @@ class Connecting(Subprocesses):
         )
         if sock is not None:
             _refuse_ssl_socket(sock)
-        if ssl is not None:
-            raise NotImplementedError("rondel does not support loop.create_server(ssl=…) yet")
 
         if host is not None or port is not None:
             if sock is not None:
@@ -278,7 +306,15 @@ class Connecting(Subprocesses):
         for listening in sockets:
             listening.setblocking(False)
 
-        server = Server(cast("Loop", self), sockets, protocol_factory, backlog)
+        server = Server(
+            cast("Loop", self),
+            sockets,
+            protocol_factory,
+            backlog,
+            ssl,
+            ssl_handshake_timeout,
+            ssl_shutdown_timeout,
+        )
         if start_serving:
             server._start_serving()
             # One turn, after which connections are accepted.

@@ -18,6 +18,5 @@ def _not_yet(name: str) -> Any:
 class NotYet:
     """Methods of an asyncio loop that raise NotImplementedError for now."""
 
-    start_tls = _not_yet("start_tls")
     sendfile = _not_yet("sendfile")
     sock_sendfile = _not_yet("sock_sendfile")

@@ -19,8 +19,8 @@ class Loop(Datagram, NotYet, asyncio.AbstractEventLoop):
     others.
 
     The classes below it are layers, each resting on the one before: the native loop, error
-    handling, executors and name resolution, signals, pipes and child processes, connections and
-    servers, Unix sockets, datagram sockets.
+    handling, executors and name resolution, signals, pipes and child processes, TLS, connections
+    and servers, Unix sockets, datagram sockets.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102

@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+import ssl
 import sys
+import weakref
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import _rondel
 
@@ -25,15 +27,21 @@ class Server(asyncio.AbstractServer):
         sockets: list[socket.socket],
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         backlog: int,
+        ssl_context: ssl.SSLContext | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
     ) -> None:
         self._loop = loop
         self._sockets: list[socket.socket] | None = sockets
         self._listeners: list[_rondel.Listener] = []
-        self._transports: set[asyncio.Transport] = set()
+        # Weakly, so that a connection which the program forgot can be collected.
+        self._transports: dict[int, weakref.ref[asyncio.Transport]] = {}
         self._waiters: list[asyncio.Future[None]] | None = []
         self._protocol_factory = protocol_factory
         self._backlog = backlog
-        self._ssl_context: Any = None
+        self._ssl_context = ssl_context
+        self._ssl_handshake_timeout = ssl_handshake_timeout
+        self._ssl_shutdown_timeout = ssl_shutdown_timeout
         self._serving = False
         self._serving_forever_fut: asyncio.Future[None] | None = None
 
@@ -41,10 +49,14 @@ class Server(asyncio.AbstractServer):
         return f"<{type(self).__name__} sockets={self.sockets!r}>"
 
     def _attach(self, transport: asyncio.Transport) -> None:
-        self._transports.add(transport)
+        self._transports[id(transport)] = weakref.ref(transport)
 
     def _detach(self, transport: asyncio.Transport) -> None:
-        self._transports.discard(transport)
+        self._forget(id(transport))
+
+    def _forget(self, identity: int) -> None:
+        """A connection is gone; by its id(), since the transport may be gone as well."""
+        self._transports.pop(identity, None)
         if not self._transports and self._sockets is None:
             self._wakeup()
 
@@ -61,7 +73,14 @@ class Server(asyncio.AbstractServer):
         for sock in self._sockets:
             sock.listen(self._backlog)
             listener = _rondel.Listener(
-                self._loop, sock, self._protocol_factory, self, self._backlog
+                self._loop,
+                sock,
+                self._protocol_factory,
+                self,
+                self._backlog,
+                self._ssl_context,
+                self._ssl_handshake_timeout,
+                self._ssl_shutdown_timeout,
             )
             listener.start()
             self._listeners.append(listener)
@@ -96,14 +115,18 @@ class Server(asyncio.AbstractServer):
         if not self._transports:
             self._wakeup()
 
+    def _connected(self) -> list[asyncio.Transport]:
+        found = [reference() for reference in self._transports.values()]
+        return [transport for transport in found if transport is not None]
+
     def close_clients(self) -> None:
         """Close all connections, after what they have queued is sent."""
-        for transport in self._transports.copy():
+        for transport in self._connected():
             transport.close()
 
     def abort_clients(self) -> None:
         """Close all connections at once."""
-        for transport in self._transports.copy():
+        for transport in self._connected():
             transport.abort()
 
     async def start_serving(self) -> None:

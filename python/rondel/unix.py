@@ -54,10 +54,6 @@ class Unix(Connecting):
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        if ssl:
-            raise NotImplementedError(
-                "rondel does not support loop.create_unix_connection(ssl=…) yet"
-            )
         _check_path_or_sock(path, sock, "no path and sock were specified")
         if path is not None:
             path = os.fspath(path)
@@ -68,7 +64,14 @@ class Unix(Connecting):
             except BaseException:
                 sock.close()
                 raise
-        return await self._transport_for(cast("socket.socket", sock), protocol_factory)
+        return await self._transport_for(
+            cast("socket.socket", sock),
+            protocol_factory,
+            ssl,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
 
     async def create_unix_server(  # type: ignore[override]
         self,
@@ -97,8 +100,6 @@ class Unix(Connecting):
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        if ssl is not None:
-            raise NotImplementedError("rondel does not support loop.create_unix_server(ssl=…) yet")
         _check_path_or_sock(path, sock, "path was not specified, and no sock specified")
         if path is not None:
             sock = _bound(os.fspath(path))
@@ -107,7 +108,15 @@ class Unix(Connecting):
             self._remember_file(listening)
         listening.setblocking(False)
 
-        server = Server(cast("Loop", self), [listening], protocol_factory, backlog)
+        server = Server(
+            cast("Loop", self),
+            [listening],
+            protocol_factory,
+            backlog,
+            ssl,
+            ssl_handshake_timeout,
+            ssl_shutdown_timeout,
+        )
         if start_serving:
             server._start_serving()
             # One turn, after which connections are accepted.

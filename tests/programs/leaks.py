@@ -10,13 +10,18 @@ import json
 import os
 import resource
 import socket
+import ssl
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from loops import new_event_loop
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tls import client_context, server_context
 
 HOST = "127.0.0.1"
 BATCH = 100
@@ -258,6 +263,162 @@ def connections(loop_name: str, warm_up: int, count: int) -> tuple[dict[str, int
     return before, after
 
 
+# --- TLS --------------------------------------------------------------------------------------
+
+
+class TlsConnections:
+    """TLS servers, and the ways in which a TLS connection may begin and end."""
+
+    def __init__(self) -> None:
+        self.server_context = server_context()
+        self.client_context = client_context()
+        self.strangers_context = client_context(trust=False)
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, _context: None)
+        context = self.server_context
+        self.servers = [
+            await loop.create_server(Echo, HOST, 0, ssl=context, backlog=1024),
+            await asyncio.start_server(serve_stream, HOST, 0, ssl=context, backlog=1024),
+            await asyncio.start_server(self.serve_upgrade, HOST, 0, backlog=1024),
+        ]
+        self.echo, self.streams, self.upgrades = (
+            server.sockets[0].getsockname()[1] for server in self.servers
+        )
+
+    async def stop(self) -> None:
+        for server in self.servers:
+            server.close()
+            await server.wait_closed()
+
+    async def serve_upgrade(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        assert await reader.readline() == b"STARTTLS\n"
+        writer.write(b"GO\n")
+        await writer.start_tls(self.server_context)
+        await serve_stream(reader, writer)
+
+    async def one(self, number: int) -> None:
+        ways: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            lambda: self.answered("close"),
+            lambda: self.answered("abort"),
+            lambda: self.hung_up(b"close"),
+            lambda: self.hung_up(b"abort"),
+            lambda: self.hung_up(b"fail"),
+            self.streamed,
+            self.upgraded,
+            self.distrusted,
+            self.cancelled,
+            self.garbage,
+        )
+        await ways[number % len(ways)]()
+
+    async def client(self, question: bytes) -> Client:
+        loop = asyncio.get_running_loop()
+        _, client = await loop.create_connection(
+            lambda: Client(question),
+            HOST,
+            self.echo,
+            ssl=self.client_context,
+            server_hostname="localhost",
+        )
+        return client
+
+    async def answered(self, end: str) -> None:
+        client = await self.client(b"question")
+        await client.answer
+        getattr(client.transport, end)()
+        await client.lost
+
+    async def hung_up(self, question: bytes) -> None:
+        client = await self.client(question)
+        await client.lost
+        client.answer.cancel()
+
+    async def streamed(self) -> None:
+        reader, writer = await asyncio.open_connection(
+            HOST, self.streams, ssl=self.client_context, server_hostname="localhost"
+        )
+        await self.line(reader, writer)
+
+    async def upgraded(self) -> None:
+        reader, writer = await asyncio.open_connection(HOST, self.upgrades)
+        writer.write(b"STARTTLS\n")
+        assert await reader.readline() == b"GO\n"
+        await writer.start_tls(self.client_context, server_hostname="localhost")
+        await self.line(reader, writer)
+
+    async def line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"line\n")
+        assert await reader.readline() == b"line\n"
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    async def distrusted(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ssl.SSLCertVerificationError):
+            await loop.create_connection(
+                asyncio.Protocol, HOST, self.echo, ssl=self.strangers_context
+            )
+            raise AssertionError("a stranger was trusted")
+
+    async def cancelled(self) -> None:
+        task = asyncio.create_task(self.client(b"close"))
+        await asyncio.sleep(0.001)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await task).lost
+
+    async def garbage(self) -> None:
+        reader, writer = await asyncio.open_connection(HOST, self.echo)
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def many(self, count: int) -> None:
+        # Few at once: asyncio's loop has half a MiB of buffers for each.
+        for start in range(0, count, 20):
+            await asyncio.gather(*map(self.one, range(start, min(start + 20, count))))
+        await asyncio.sleep(0.1)
+
+    async def collected(self, thresholds: range) -> None:
+        """Have the collector start at every step of making a connection, in turn."""
+        before = gc.get_threshold()
+        for threshold in thresholds:
+            gc.set_threshold(threshold)
+            await asyncio.gather(*map(self.one, range(20)))
+        gc.set_threshold(*before)
+        await asyncio.sleep(0.1)
+
+
+def tls(
+    loop_name: str, warm_up: int, count: int, *, collecting: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Before and after so many TLS connections, or so many rounds of collecting while they come."""
+    loop = new_event_loop(loop_name)
+    work = TlsConnections()
+
+    def many(count: int) -> None:
+        made = work.collected(range(1, 1 + count)) if collecting else work.many(count)
+        loop.run_until_complete(made)
+
+    loop.run_until_complete(work.start())
+    many(warm_up)
+    held()
+    before = held()
+    many(count)
+    after = held()
+    loop.run_until_complete(work.stop())
+    loop.close()
+    return before, after
+
+
 # --- loops ------------------------------------------------------------------------------------
 
 
@@ -362,6 +523,10 @@ def main() -> None:
     warnings.simplefilter("ignore", ResourceWarning)
     if scenario == "connections":
         before, after = connections(loop_name, int(warm_up), int(count))
+    elif scenario == "tls":
+        before, after = tls(loop_name, int(warm_up), int(count), collecting=False)
+    elif scenario == "tls_collecting":
+        before, after = tls(loop_name, int(warm_up), int(count), collecting=True)
     elif scenario == "collecting":
         before, after = collecting(loop_name, int(warm_up), int(count))
     else:

@@ -51,6 +51,26 @@ imported! {
     native_socket_type = "_socket"."socket";
     /// `ssl.SSLSocket`
     ssl_socket = "ssl"."SSLSocket";
+    /// `ssl.MemoryBIO`
+    memory_bio = "ssl"."MemoryBIO";
+    /// `ssl.SSLObject`
+    ssl_object = "ssl"."SSLObject";
+    /// `ssl.SSLError`
+    ssl_error = "ssl"."SSLError";
+    /// `ssl.CertificateError`
+    certificate_error = "ssl"."CertificateError";
+    /// `ssl.SSLWantReadError`
+    ssl_want_read = "ssl"."SSLWantReadError";
+    /// `ssl.SSLSyscallError`
+    ssl_syscall_error = "ssl"."SSLSyscallError";
+    /// `asyncio.CancelledError`
+    cancelled_error = "asyncio"."CancelledError";
+    /// `asyncio.Protocol`
+    protocol_type = "asyncio"."Protocol";
+    /// `asyncio.sslproto._SSLProtocolTransport`
+    tls_transport_type = "asyncio.sslproto"."_SSLProtocolTransport";
+    /// `asyncio.constants._SendfileMode`
+    sendfile_mode = "asyncio.constants"."_SendfileMode";
     /// `os.strerror`
     strerror = "os"."strerror";
     /// `sys._getframe`

@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | [`event_loop`] | the Loop object: scheduling, one turn, life cycle, debug, watched descriptors |
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
-//! | [`transport`] | stream sockets, datagram sockets, listeners and pipes |
+//! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`coroutine`] | coroutines written in Rust |
@@ -60,6 +60,8 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<transport::pipe::write::WritePipeTransport>()?;
     module.add_class::<process::ChildWatch>()?;
     module.add_class::<process::SubprocessPipe>()?;
+    module.add_class::<transport::tls::layer::TlsLayer>()?;
+    module.add_class::<transport::tls::app::TlsTransport>()?;
     module.add_class::<coroutine::Coroutine>()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)

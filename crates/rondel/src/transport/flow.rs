@@ -64,17 +64,19 @@ pub fn tell(
     }
 }
 
-/// The (low, high) limits of `set_write_buffer_limits(high, low)`.
+/// The (low, high) limits of `set_write_buffer_limits(high, low)`; `default` is the high one when
+/// neither is given.
 ///
 /// # Errors
 /// `ValueError` unless high >= low >= 0.
 pub fn limits(
     high: Option<&Bound<'_, PyAny>>,
     low: Option<&Bound<'_, PyAny>>,
+    default: usize,
 ) -> PyResult<(usize, usize)> {
     let number = |value: Option<&Bound<'_, PyAny>>| value.map(|v| v.extract::<i64>()).transpose();
     let (high, low) = (number(high)?, number(low)?);
-    let default = i64::try_from(HIGH_WATER)?;
+    let default = i64::try_from(default)?;
     let high = high.unwrap_or_else(|| low.map_or(default, |low| low.saturating_mul(4)));
     let low = low.unwrap_or(high.div_euclid(4));
     if !(high >= low && low >= 0) {

@@ -12,6 +12,7 @@ use rondel_reactor::poller::Readiness;
 use rondel_reactor::slab::Key;
 
 use super::socket::SocketTransport;
+use super::tls::layer::{Options, TlsLayer};
 use crate::errors::os_error;
 use crate::event_loop::{Loop, exceptions};
 use crate::ffi::confined::Confined;
@@ -21,6 +22,33 @@ use crate::imports;
 /// Seconds to wait when the system is out of descriptors or memory (asyncio's figure).
 const RETRY_DELAY: u32 = 1;
 
+/// How TLS is spoken on accepted connections.
+struct Tls {
+    context: Py<PyAny>,
+    handshake_timeout: Option<Py<PyAny>>,
+    shutdown_timeout: Option<Py<PyAny>>,
+}
+
+impl Tls {
+    fn protocol<'py>(
+        &self,
+        event_loop: &Bound<'py, Loop>,
+        protocol: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = event_loop.py();
+        let bound = |value: &Option<Py<PyAny>>| value.as_ref().map(|value| value.bind(py).clone());
+        let options = Options {
+            context: Some(self.context.bind(py).clone()),
+            server_side: true,
+            server_hostname: None,
+            handshake_timeout: bound(&self.handshake_timeout),
+            shutdown_timeout: bound(&self.shutdown_timeout),
+        };
+        let layer = TlsLayer::make(event_loop, protocol, options, None, true, true)?;
+        Ok(Bound::new(py, layer)?.into_any())
+    }
+}
+
 /// Turns the connections of one listening socket into transports.
 #[pyclass(frozen, weakref, module = "rondel._rondel", name = "Listener")]
 pub struct Listener {
@@ -28,6 +56,8 @@ pub struct Listener {
     sock: Py<PyAny>,
     protocol_factory: Py<PyAny>,
     server: Option<Py<PyAny>>,
+    /// Connections are TLS connections.
+    tls: Option<Tls>,
     context: Py<PyContext>,
     fd: RawFd,
     /// Connections taken per wake-up.
@@ -39,19 +69,33 @@ pub struct Listener {
 #[pymethods]
 impl Listener {
     #[new]
+    #[pyo3(signature = (
+        event_loop, sock, protocol_factory, server, backlog, ssl_context=None,
+        ssl_handshake_timeout=None, ssl_shutdown_timeout=None,
+    ))]
+    #[allow(clippy::too_many_arguments)] // a constructor for Python
     fn new(
         event_loop: &Bound<'_, Loop>,
         sock: &Bound<'_, PyAny>,
         protocol_factory: Py<PyAny>,
         server: Option<Py<PyAny>>,
         backlog: usize,
+        ssl_context: Option<Py<PyAny>>,
+        ssl_handshake_timeout: Option<Py<PyAny>>,
+        ssl_shutdown_timeout: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let py = event_loop.py();
+        let tls = ssl_context.map(|context| Tls {
+            context,
+            handshake_timeout: ssl_handshake_timeout,
+            shutdown_timeout: ssl_shutdown_timeout,
+        });
         Ok(Listener {
             event_loop: event_loop.clone().unbind(),
             sock: sock.clone().unbind(),
             protocol_factory,
             server,
+            tls,
             context: context::copy_current(py)?.unbind(),
             fd: sock.call_method0(intern!(py, "fileno"))?.extract()?,
             backlog: backlog.max(1),
@@ -84,6 +128,9 @@ impl Listener {
         visit.call(&self.sock)?;
         visit.call(&self.protocol_factory)?;
         visit.call(&self.server)?;
+        if let Some(tls) = &self.tls {
+            visit.call(&tls.context)?;
+        }
         visit.call(&self.context)
     }
 }
@@ -135,6 +182,10 @@ fn serve(
         let made = this.protocol_factory.bind(py).call0()?;
         protocol = Some(made.clone());
         let server = this.server.as_ref().map(|server| server.clone_ref(py));
+        let made = match &this.tls {
+            Some(tls) => tls.protocol(event_loop, &made)?,
+            None => made,
+        };
         SocketTransport::accept(event_loop, connection, &made, &own_context, server)
     });
     let Err(error) = made else { return Ok(()) };

@@ -9,6 +9,7 @@
 //! | [`listener`] | accepting connections |
 //! | [`datagram`] | datagram sockets, connected or not |
 //! | [`pipe`] | pipes, and what can be used like one |
+//! | [`tls`] | TLS over any transport |
 //! | [`address`] | socket addresses as Python has them |
 //! | [`flow`] | flow control: when a protocol is told to pause writing, and to go on |
 
@@ -20,6 +21,7 @@ pub mod listener;
 pub mod pipe;
 pub mod reading;
 pub mod socket;
+pub mod tls;
 pub mod writing;
 
 use std::os::fd::RawFd;

@@ -20,7 +20,7 @@ use pyo3::types::PyBytes;
 use rondel_reactor::net;
 
 use super::socket::{SocketTransport, Stream, fatal_error, update_hold};
-use super::writing;
+use super::{tls, writing};
 use crate::errors::os_error;
 use crate::event_loop::State;
 use crate::ffi::buffer::{View, bytes_filled_by};
@@ -142,8 +142,9 @@ fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Ou
     }
     stream.read_size.set(next_size(received, capacity));
     let Some(protocol) = stream.protocol(py) else { return Ok(Outcome::Done) };
-    let called = context::run_in(stream.context.bind(py), || {
-        protocol.call_method1(intern!(py, "data_received"), (data,))
+    let called = context::run_in(stream.context.bind(py), || match protocol.cast_exact() {
+        Ok(layer) => tls::received(layer, &data),
+        Err(_) => protocol.call_method1(intern!(py, "data_received"), (data,)).map(drop),
     });
     if let Err(error) = called {
         fatal_error(this, error, "Fatal error: protocol.data_received() call failed.")?;

@@ -68,6 +68,8 @@ pub struct Stream {
     /// The loop does not keep the transport alive; see [`update_hold`].
     dormant: Cell<bool>,
     server: RefCell<Option<Py<PyAny>>>,
+    /// The transport's id(), by which the server knows it.
+    identity: Cell<usize>,
     waiter: RefCell<Option<Py<PyAny>>>,
 
     pub closing: Cell<bool>,
@@ -149,6 +151,7 @@ impl SocketTransport {
             key: Cell::new(None),
             dormant: Cell::new(false),
             server: RefCell::new(server),
+            identity: Cell::new(0),
             waiter: RefCell::new(waiter),
             closing: Cell::new(false),
             conn_lost: Cell::new(0),
@@ -166,7 +169,9 @@ impl SocketTransport {
         // Before anybody knows the transport: a protocol that is none is the caller's error.
         let callback = protocol.getattr(intern!(py, "connection_made"))?;
         let this = Bound::new(py, SocketTransport { stream: Confined::new(stream) })?;
-        let server = this.get().stream(py).server.borrow().as_ref().map(|s| s.clone_ref(py));
+        let stream = this.get().stream(py);
+        stream.identity.set(this.as_ptr() as usize);
+        let server = stream.server.borrow().as_ref().map(|server| server.clone_ref(py));
         if let Some(server) = server {
             server.call_method1(py, intern!(py, "_attach"), (&this,))?;
         }
@@ -341,6 +346,16 @@ fn connection_lost(target: &Bound<'_, PyAny>) -> PyResult<()> {
     told.and(closed)
 }
 
+/// Tells the server of a connection that the program dropped instead of closing it.
+fn forget_at_server(stream: &Stream, py: Python<'_>) {
+    if let Some(server) = stream.server.take()
+        && let Err(error) =
+            server.call_method1(py, intern!(py, "_forget"), (stream.identity.get(),))
+    {
+        error.write_unraisable(py, None);
+    }
+}
+
 /// Closes the socket and lets go of everything; the server learns that the connection is gone.
 fn shut(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
     let py = this.py();
@@ -359,6 +374,12 @@ fn shut(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
 
 #[pymethods]
 impl SocketTransport {
+    /// For loop.start_tls(): TLS may run over this transport.
+    #[classattr]
+    fn _start_tls_compatible() -> bool {
+        true
+    }
+
     /// asyncio.Transport has instance fields of its own, so a native class cannot derive from it;
     /// isinstance() believes `__class__`.
     #[getter]
@@ -405,6 +426,12 @@ impl SocketTransport {
     /// Close at once; what is queued is lost.
     fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
         force_close(slf, None)
+    }
+
+    /// The same, with the reason for connection_lost(): what asyncio's TLS over this calls.
+    fn _force_close(slf: &Bound<'_, Self>, exc: &Bound<'_, PyAny>) -> PyResult<()> {
+        let error = if exc.is_none() { None } else { Some(PyErr::from_value(exc.clone())) };
+        force_close(slf, error)
     }
 
     /// Whether the protocol gets data.
@@ -498,7 +525,7 @@ impl SocketTransport {
         let stream = slf.get().stream(slf.py());
         unregister(stream, slf.py());
         drop(stream.protocol.take());
-        drop(stream.server.take());
+        forget_at_server(stream, slf.py());
         drop(stream.waiter.take());
         drop(stream.event_loop.take());
     }
@@ -521,6 +548,7 @@ impl Drop for SocketTransport {
         let description = describe(stream);
         Python::attach(|py| {
             super::abandon(py, &description, &stream.endpoint, || unregister(stream, py));
+            forget_at_server(stream, py);
         });
     }
 }

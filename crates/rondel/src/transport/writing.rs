@@ -276,7 +276,7 @@ pub fn set_limits(
     high: Option<&Bound<'_, PyAny>>,
     low: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let (low, high) = flow::limits(high, low)?;
+    let (low, high) = flow::limits(high, low, flow::HIGH_WATER)?;
     let stream = this.get().stream(this.py());
     stream.flow.low_water.set(low);
     stream.flow.high_water.set(high);

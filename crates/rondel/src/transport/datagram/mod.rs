@@ -393,7 +393,7 @@ impl DatagramTransport {
         high: Option<&Bound<'_, PyAny>>,
         low: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        let (low, high) = flow::limits(high, low)?;
+        let (low, high) = flow::limits(high, low, flow::HIGH_WATER)?;
         let port = slf.get().port(slf.py());
         port.flow.low_water.set(low);
         port.flow.high_water.set(high);

@@ -287,7 +287,7 @@ impl WritePipeTransport {
         high: Option<&Bound<'_, PyAny>>,
         low: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        let (low, high) = flow::limits(high, low)?;
+        let (low, high) = flow::limits(high, low, flow::HIGH_WATER)?;
         let writing = slf.get().writing.get(slf.py());
         writing.flow.low_water.set(low);
         writing.flow.high_water.set(high);
