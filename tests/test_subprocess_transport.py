@@ -388,7 +388,8 @@ def test_debug_mode_logs(loop: Loop, run: Run, caplog: pytest.LogCaptureFixture)
         transport, protocol = await start("sleep", "100", **NO_PIPES)
         transport.close()
         await until(lambda: protocol.lost)
-        await loop.subprocess_shell(Child, "secret=1; true", stdin=subprocess.DEVNULL)
+        _, protocol = await loop.subprocess_shell(Child, "secret=1; true", stdin=subprocess.DEVNULL)
+        await until(lambda: protocol.lost)
 
     with caplog.at_level(logging.DEBUG, "asyncio"):
         run(main)

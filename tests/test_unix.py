@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import Recorder, is_stock, open_fds, until
+from support import Recorder, open_fds, until
 
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]
@@ -352,16 +352,17 @@ def test_nothing_is_left_behind_a_change_of_credentials(loop: Loop, run: Run) ->
     run(main)
 
 
-def test_tls_says_that_it_is_not_there_yet(rondel_loop: Loop, path: str) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
+def test_tls(run: Run, loop: Loop, path: str) -> None:
     async def main() -> None:
-        with pytest.raises(NotImplementedError, match=r"\bcreate_unix_connection\b"):
-            await rondel_loop.create_unix_connection(
-                Recorder, path, ssl=context, server_hostname="x"
+        echoes = await loop.create_unix_server(Echo, path, ssl=server_context())
+        async with echoes:
+            reader, writer = await asyncio.open_unix_connection(
+                path, ssl=client_context(), server_hostname=NAME
             )
-        with pytest.raises(NotImplementedError, match=r"\bcreate_unix_server\b"):
-            await rondel_loop.create_unix_server(Recorder, path, ssl=context)
+            writer.write(b"secret")
+            assert await reader.readexactly(6) == b"secret"
+            assert writer.get_extra_info("peercert")["subjectAltName"][0] == ("DNS", NAME)
+            writer.close()
+            await writer.wait_closed()
 
-    rondel_loop.run_until_complete(main())
-    assert not is_stock(rondel_loop)
+    run(main)
