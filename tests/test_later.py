@@ -13,8 +13,6 @@ Loop = asyncio.AbstractEventLoop
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "start_tls": lambda loop: loop.start_tls(None, None, None),
-    "sendfile": lambda loop: loop.sendfile(None, None),
-    "sock_sendfile": lambda loop: loop.sock_sendfile(None, None),
     "connect_read_pipe": lambda loop: loop.connect_read_pipe(asyncio.Protocol, None),
     "connect_write_pipe": lambda loop: loop.connect_write_pipe(asyncio.Protocol, None),
     "subprocess_exec": lambda loop: loop.subprocess_exec(asyncio.SubprocessProtocol, "true"),

@@ -19,8 +19,6 @@ class NotYet:
     """Methods of an asyncio loop that raise NotImplementedError for now."""
 
     start_tls = _not_yet("start_tls")
-    sendfile = _not_yet("sendfile")
-    sock_sendfile = _not_yet("sock_sendfile")
     connect_read_pipe = _not_yet("connect_read_pipe")
     connect_write_pipe = _not_yet("connect_write_pipe")
     subprocess_exec = _not_yet("subprocess_exec")

@@ -27,6 +27,12 @@ imported! {
     datagram_transport_type = "rondel.datagram"."AbstractDatagramTransport";
     /// `asyncio.Transport`
     transport_type = "asyncio"."Transport";
+    /// `asyncio.SendfileNotAvailableError`
+    sendfile_not_available = "asyncio"."SendfileNotAvailableError";
+    /// `asyncio.constants._SendfileMode`
+    sendfile_mode = "asyncio.constants"."_SendfileMode";
+    /// `io.UnsupportedOperation`
+    unsupported_operation = "io"."UnsupportedOperation";
     /// `asyncio.ensure_future`
     ensure_future = "asyncio"."ensure_future";
     /// `asyncio.isfuture`

@@ -8,6 +8,7 @@
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
 //! | [`transport`] | stream sockets, datagram sockets and listeners |
 //! | [`sock`] | sock_recv and relatives |
+//! | [`sendfile`] | sending files by the system call |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
 //! | [`imports`] | names of the standard library that are looked up once |
@@ -26,6 +27,7 @@ mod event_loop;
 mod ffi;
 mod handle;
 mod imports;
+mod sendfile;
 mod sock;
 mod transport;
 
