@@ -293,8 +293,6 @@ TABLE: tuple[Exclusion, ...] = (
         until=13,
     ),
     # ---- later
-    Exclusion("test_base_events", "later", "sendfile", ("BaseLoopSockSendfileTests.*",)),
-    Exclusion("test_sendfile", "later", "sendfile", ("EPollEventLoopTests.*",)),
     Exclusion(
         "test_events",
         "later",

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support import Recorder, open_fds, until
+from tls import NAME, client_context, server_context
 
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]

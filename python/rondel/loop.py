@@ -7,11 +7,10 @@ from asyncio import coroutines
 from collections.abc import AsyncGenerator
 from typing import Any, Self
 
-from .datagram import Datagram
-from .later import NotYet
+from .sendfile import Sendfile
 
 
-class Loop(Datagram, NotYet, asyncio.AbstractEventLoop):
+class Loop(Sendfile, asyncio.AbstractEventLoop):
     """An asyncio event loop whose engine is written in Rust.
 
     It does what the asyncio documentation says of an event loop on Unix, and may be subclassed.
@@ -20,7 +19,7 @@ class Loop(Datagram, NotYet, asyncio.AbstractEventLoop):
 
     The classes below it are layers, each resting on the one before: the native loop, error
     handling, executors and name resolution, signals, pipes and child processes, TLS, connections
-    and servers, Unix sockets, datagram sockets.
+    and servers, Unix sockets, datagram sockets, sending files.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102

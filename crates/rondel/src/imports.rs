@@ -29,6 +29,12 @@ imported! {
     transport_type = "asyncio"."Transport";
     /// `asyncio.ReadTransport`
     read_transport_type = "asyncio"."ReadTransport";
+    /// `asyncio.SendfileNotAvailableError`
+    sendfile_not_available = "asyncio"."SendfileNotAvailableError";
+    /// `asyncio.constants._SendfileMode`
+    sendfile_mode = "asyncio.constants"."_SendfileMode";
+    /// `io.UnsupportedOperation`
+    unsupported_operation = "io"."UnsupportedOperation";
     /// `asyncio.isfuture`
     isfuture = "asyncio"."isfuture";
     /// `asyncio.iscoroutine`

@@ -9,6 +9,7 @@
 //! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
+//! | [`sendfile`] | sending files by the system call |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
 //! | [`imports`] | names of the standard library that are looked up once |
@@ -28,6 +29,7 @@ mod ffi;
 mod handle;
 mod imports;
 mod process;
+mod sendfile;
 mod sock;
 mod transport;
 

@@ -41,7 +41,7 @@ impl Drop for Watching {
     }
 }
 
-fn fileno(sock: &Bound<'_, PyAny>) -> PyResult<RawFd> {
+pub fn fileno(sock: &Bound<'_, PyAny>) -> PyResult<RawFd> {
     sock.call_method0(intern!(sock.py(), "fileno"))?.extract()
 }
 
@@ -61,7 +61,7 @@ fn check(event_loop: &Bound<'_, Loop>, sock: &Bound<'_, PyAny>) -> PyResult<()> 
 }
 
 /// Waits until the socket is ready on one side.
-async fn ready(
+pub async fn ready(
     waiting: &Waiting,
     event_loop: &Py<Loop>,
     sock: &Py<PyAny>,

@@ -39,6 +39,7 @@ use crate::coroutine::Coroutine;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
+use crate::sendfile;
 use crate::sock;
 use crate::transport::datagram::DatagramTransport;
 use crate::transport::pipe::read::ReadPipeTransport;
@@ -570,6 +571,30 @@ impl Loop {
         address: Py<PyAny>,
     ) -> PyResult<Coroutine> {
         sock::connect(slf, sock, address)
+    }
+
+    /// Send a file over a socket by the system call.
+    #[pyo3(signature = (sock, file, offset, count))]
+    fn _sock_sendfile_native(
+        slf: &Bound<'_, Self>,
+        sock: Py<PyAny>,
+        file: Py<PyAny>,
+        offset: u64,
+        count: Option<u64>,
+    ) -> Coroutine {
+        sendfile::to_socket(slf, sock, file, offset, count)
+    }
+
+    /// Send a file over a transport by the system call.
+    #[pyo3(signature = (transport, file, offset, count))]
+    fn _sendfile_native(
+        slf: &Bound<'_, Self>,
+        transport: Bound<'_, SocketTransport>,
+        file: Py<PyAny>,
+        offset: u64,
+        count: Option<u64>,
+    ) -> Coroutine {
+        sendfile::to_transport(slf, transport, file, offset, count)
     }
 
     /// Make a transport of a connected stream socket, which then belongs to it.

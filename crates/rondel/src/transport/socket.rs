@@ -91,6 +91,11 @@ pub struct Stream {
     /// On the loop's list of transports to flush at the end of this callback.
     pub gathering: Cell<bool>,
     pub flow: Flow,
+
+    /// Lent to sendfile: the program may not write.
+    pub sending_file: Cell<bool>,
+    /// The future of a sendfile that waits for room in the socket.
+    pub room_waiter: RefCell<Option<Py<PyAny>>>,
 }
 
 impl SocketTransport {
@@ -164,6 +169,8 @@ impl SocketTransport {
             last_writer: Cell::new(u64::MAX),
             gathering: Cell::new(false),
             flow: Flow::default(),
+            sending_file: Cell::new(false),
+            room_waiter: RefCell::new(None),
         };
         stream.set_protocol(protocol)?;
         // Before anybody knows the transport: a protocol that is none is the caller's error.
@@ -313,6 +320,7 @@ pub fn lose(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) -> PyResult
     stream.conn_lost.set(1);
     drop(stream.lost_reason.replace(error));
     unregister(stream, py);
+    writing::tell_sendfile(stream, py)?;
     if let Some(event_loop) = stream.event_loop(py) {
         let target = this.clone().into_any().unbind();
         event_loop.get().state(py).push_step(target, connection_lost);
@@ -494,6 +502,18 @@ impl SocketTransport {
         slf.get().stream(slf.py()).event_loop(slf.py())
     }
 
+    /// pause_writing() was called last (private name that asyncio's own helpers use).
+    #[getter]
+    fn _protocol_paused(slf: &Bound<'_, Self>) -> bool {
+        slf.get().stream(slf.py()).flow.paused.get()
+    }
+
+    /// How loop.sendfile() may send over the transport.
+    #[classattr]
+    fn _sendfile_compatible(py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Ok(imports::sendfile_mode(py)?.getattr("TRY_NATIVE")?.unbind())
+    }
+
     /// The socket object (private name that programs use).
     #[getter]
     fn _sock<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
@@ -511,7 +531,7 @@ impl SocketTransport {
         if let Ok(event_loop) = stream.event_loop.try_borrow() {
             visit.call(&*event_loop)?;
         }
-        for field in [&stream.protocol, &stream.server, &stream.waiter] {
+        for field in [&stream.protocol, &stream.server, &stream.waiter, &stream.room_waiter] {
             if let Ok(field) = field.try_borrow() {
                 visit.call(&*field)?;
             }
@@ -525,6 +545,7 @@ impl SocketTransport {
         drop(stream.protocol.take());
         forget_at_server(stream, slf.py());
         drop(stream.waiter.take());
+        drop(stream.room_waiter.take());
         drop(stream.event_loop.take());
     }
 }

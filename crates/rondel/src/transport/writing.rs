@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
@@ -18,6 +18,7 @@ use super::socket::{
     Chunk, SocketTransport, Stream, check_not_ended, fatal_error, lose, update_hold,
 };
 use crate::errors::os_error;
+use crate::event_loop::turn;
 use crate::ffi::buffer::View;
 use crate::imports;
 
@@ -44,6 +45,7 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
         (None, Some(view)) => view.bytes(),
         (None, None) => &[],
     };
+    check_not_lent(stream)?;
     if memory.is_empty() {
         return Ok(());
     }
@@ -72,6 +74,23 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
     drop(view);
     update_hold(this, stream)?;
     keep_within_limits(this, stream)
+}
+
+/// # Errors
+/// `RuntimeError` while a file is sent.
+fn check_not_lent(stream: &Stream) -> PyResult<()> {
+    if stream.sending_file.get() {
+        return Err(PyRuntimeError::new_err("unable to write; sendfile is in progress"));
+    }
+    Ok(())
+}
+
+/// Ends the wait of a sendfile: there is room, or the connection is lost.
+pub fn tell_sendfile(stream: &Stream, py: Python<'_>) -> PyResult<()> {
+    match stream.room_waiter.take() {
+        Some(waiter) => turn::set_none_unless_done(waiter.bind(py)),
+        None => Ok(()),
+    }
 }
 
 #[cold]
@@ -153,10 +172,10 @@ fn resume_protocol_if_needed(this: &Bound<'_, SocketTransport>, stream: &Stream)
 /// The socket has room.
 pub fn ready(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
     let stream = this.get().stream(this.py());
-    if stream.queue.borrow().is_empty() {
-        return Ok(());
+    if !stream.queue.borrow().is_empty() {
+        flush(this, stream)?;
     }
-    flush(this, stream)
+    if stream.sending_file.get() { tell_sendfile(stream, this.py()) } else { Ok(()) }
 }
 
 /// Sends what a callback gathered; errors become the connection's end, as everywhere.
@@ -212,6 +231,7 @@ pub fn writelines(this: &Bound<'_, SocketTransport>, items: &Bound<'_, PyAny>) -
     let stream = this.get().stream(py);
     let method = if py.version_info() >= (3, 12) { "writelines" } else { "write" };
     check_not_ended(stream, method)?;
+    check_not_lent(stream)?;
     // All or nothing: a bad item must not leave the ones before it half sent.
     let mut chunks = Vec::new();
     for item in items.try_iter()? {
