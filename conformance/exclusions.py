@@ -253,6 +253,16 @@ TABLE: tuple[Exclusion, ...] = (
         until=13,
     ),
     Exclusion(
+        "test_subprocess",
+        "white-box",
+        "looks into the loop's private child watcher",
+        (
+            "Subprocess*WatcherTests.test_watcher_implementation",
+            "SubprocessThreadedWatcherTests.test_pid_not_reaped_before_exit_published",
+        ),
+        since=14,
+    ),
+    Exclusion(
         "test_server",
         "white-box",
         "calls asyncio.Server's private _attach() as 3.12 has it, without a transport",

@@ -446,7 +446,11 @@ def _wait_in_thread(
         # child's until then. macOS before Python 3.13 has no waitid().
         if hasattr(os, "waitid"):
             with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                while (
+                    (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)) is not None
+                    and ended.si_code == os.CLD_STOPPED
+                ):  # macOS tells of stopped children too, until that is taken note of
+                    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
             in_loop: Callable[[], None] = lambda: callback(reap())  # noqa: E731
         else:
             status = reap()
