@@ -75,8 +75,6 @@ imported! {
     protocol_type = "asyncio"."Protocol";
     /// `asyncio.sslproto._SSLProtocolTransport`
     tls_transport_type = "asyncio.sslproto"."_SSLProtocolTransport";
-    /// `asyncio.constants._SendfileMode`
-    sendfile_mode = "asyncio.constants"."_SendfileMode";
     /// `os.strerror`
     strerror = "os"."strerror";
     /// `sys._getframe`

@@ -166,9 +166,7 @@ pub fn connection_lost(this: &Bound<'_, TlsLayer>, reason: &Bound<'_, PyAny>) ->
     cancel(py, layer.handshake_timer.take())?;
     let told = match last_word {
         None => Ok(()),
-        Some(handle) if at_once => {
-            handle.call(py).or_else(|error| crate::handle::report(py, &handle, error))
-        }
+        Some(handle) if at_once => crate::handle::run(py, &handle),
         Some(handle) => {
             let state = layer.event_loop.get().state(py);
             state.check_closed().map(|()| state.push_ready(handle))
