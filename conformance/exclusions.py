@@ -309,14 +309,6 @@ TABLE: tuple[Exclusion, ...] = (
         names("Subprocess", "SafeWatcherTests.* FastWatcherTests.* PidfdWatcherTests.*"),
         until=13,
     ),
-    # ---- later
-    Exclusion(
-        "test_events",
-        "later",
-        "what 3.14 promises of the handle that call_soon_threadsafe() returns",
-        ("EPollEventLoopTests.test_call_soon_threadsafe_handle_*",),
-        since=14,
-    ),
 )
 
 

@@ -4,6 +4,8 @@
 //! [`crate::ffi::handle_slots`].
 
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::pyclass::CompareOp;
@@ -37,6 +39,46 @@ pub fn cancel(py: Python<'_>, handle: &HandleRef) -> PyResult<()> {
         state.timer_cancelled();
     }
     Ok(())
+}
+
+/// `handle.cancel()`: of a callback that is being called, only once it has ended.
+pub fn cancel_from_python(py: Python<'_>, handle: &HandleRef) -> PyResult<()> {
+    wait_for_end(py, handle);
+    cancel(py, handle)
+}
+
+/// Counts calls of thread-safe handles that somebody waited for.
+static ENDED_CALLS: (Mutex<u64>, Condvar) = (Mutex::new(0), Condvar::new());
+static WAITING_THREADS: AtomicUsize = AtomicUsize::new(0);
+
+/// Another thread that asks about a thread-safe handle, or cancels it, gets its answer when a call
+/// that is under way has ended. (asyncio holds the handle's lock during the call.)
+pub fn wait_for_end(py: Python<'_>, handle: &HandleRef) {
+    let state_thread = handle.event_loop(py).get().state(py).thread_id.get();
+    if !handle.is_threadsafe() || state_thread == Some(crate::ffi::thread_ident()) {
+        return;
+    }
+    while handle.is_running() {
+        // Counted and read with the GIL held, which the end of the call needs too: no end is missed.
+        WAITING_THREADS.fetch_add(1, Ordering::Relaxed);
+        let (ended, condition) = &ENDED_CALLS;
+        let before = *ended.lock().unwrap_or_else(PoisonError::into_inner);
+        py.detach(|| {
+            let guard = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(condition.wait_while(guard, |ended| *ended == before));
+        });
+        WAITING_THREADS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Wakes whoever waits for the end of a thread-safe handle's call.
+#[inline]
+pub fn call_ended(handle: &HandleRef) {
+    if handle.is_threadsafe() && WAITING_THREADS.load(Ordering::Relaxed) > 0 {
+        let (ended, condition) = &ENDED_CALLS;
+        *ended.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        condition.notify_all();
+    }
 }
 
 /// Calls the callback in its context and reports what it raises, as asyncio's `Handle._run` does.
@@ -118,6 +160,8 @@ pub fn is_timer(object: &Bound<'_, PyAny>) -> bool {
 pub fn class<'py>(py: Python<'py>, handle: &HandleRef) -> PyResult<&'py Bound<'py, PyAny>> {
     if is_timer(&handle.bind(py)) {
         imports::timer_handle_type(py)
+    } else if handle.is_threadsafe() {
+        imports::threadsafe_handle_type(py)
     } else {
         imports::handle_type(py)
     }

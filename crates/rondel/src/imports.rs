@@ -21,6 +21,8 @@ imported! {
     buffered_protocol = "asyncio"."BufferedProtocol";
     /// `asyncio.Handle`
     handle_type = "asyncio"."Handle";
+    /// `asyncio.events._ThreadSafeHandle` (3.14+)
+    threadsafe_handle_type = "asyncio.events"."_ThreadSafeHandle";
     /// `asyncio.TimerHandle`
     timer_handle_type = "asyncio"."TimerHandle";
     /// `rondel.datagram.AbstractDatagramTransport`

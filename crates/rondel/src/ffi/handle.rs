@@ -28,6 +28,8 @@ const CANCELLED: u8 = 1;
 const RUNNING: u8 = 2;
 /// A timer that is in the heap.
 const SCHEDULED: u8 = 4;
+/// From call_soon_threadsafe() on Python 3.14+; see [`crate::handle::wait_for_end`].
+const THREADSAFE: u8 = 8;
 
 /// How the arguments are stored.
 const ARGS_IN_TUPLE: u8 = u8::MAX;
@@ -237,6 +239,22 @@ impl HandleRef {
         self.has(CANCELLED)
     }
 
+    /// Whether the callback is being called.
+    pub fn is_running(&self) -> bool {
+        self.has(RUNNING)
+    }
+
+    /// Whether other threads may cancel the handle and rely on the outcome.
+    #[inline]
+    pub fn is_threadsafe(&self) -> bool {
+        self.has(THREADSAFE)
+    }
+
+    /// Lets other threads cancel the handle and rely on the outcome.
+    pub fn set_threadsafe(&self) {
+        self.set(THREADSAFE, true);
+    }
+
     /// Whether the handle is a timer in the heap.
     pub fn is_scheduled(&self) -> bool {
         self.has(SCHEDULED)
@@ -291,6 +309,7 @@ impl HandleRef {
             };
             if !nested {
                 (*this).flags &= !RUNNING;
+                crate::handle::call_ended(self);
             }
             let outcome = if result.is_null() {
                 Err(PyErr::fetch(py))

@@ -51,8 +51,11 @@ macro_rules! methods {
 }
 
 methods! {
-    method_cancel => |py, handle| handle::cancel(py, handle).map(|()| py.None());
-    method_cancelled => |py, handle| Ok(bool_object(py, handle.is_cancelled()));
+    method_cancel => |py, handle| handle::cancel_from_python(py, handle).map(|()| py.None());
+    method_cancelled => |py, handle| {
+        handle::wait_for_end(py, handle);
+        Ok(bool_object(py, handle.is_cancelled()))
+    };
     method_get_context => |py, handle| Ok(or_none(py, handle.context(py).map(Bound::into_any)));
     method_run => |py, handle| handle::run(py, handle).map(|()| py.None());
     method_when => |py, handle| Ok(PyFloat::new(py, handle.when()).into_any().unbind());

@@ -52,6 +52,13 @@ impl Kind {
     }
 }
 
+/// Whether handles of call_soon_threadsafe() can be cancelled by other threads: from Python 3.14 on.
+#[inline]
+fn has_threadsafe_handles(py: Python<'_>) -> bool {
+    static ANSWER: PyOnceLock<bool> = PyOnceLock::new();
+    *ANSWER.get_or_init(py, || py.version_info() >= (3, 14))
+}
+
 /// The parsed arguments: borrowed pointers that live as long as the call.
 struct Call {
     time: *mut PyObject,
@@ -274,6 +281,9 @@ fn enqueue(event_loop: &Bound<'_, Loop>, kind: Kind, call: &Call) -> PyResult<*m
         None => state.push_ready(handle),
     }
     if kind == Kind::Threadsafe {
+        if has_threadsafe_handles(py) {
+            result.set_threadsafe();
+        }
         state.wake();
     }
     Ok(result.into_ptr())
