@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import HOST, Recorder, in_thread, run_on, tcp_pair, until
+from support import HOST, Recorder, in_thread, run_on, skip_if_asyncio_errs, tcp_pair, until
 
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]
@@ -152,11 +152,13 @@ def test_transport_is_lent(loop: Loop, run: Run, path: pathlib.Path) -> None:
             task = asyncio.ensure_future(loop.sendfile(transport, file))
             await asyncio.sleep(0.05)
             assert not task.done()
-            for write in (lambda: transport.write(b"x"), lambda: transport.writelines([b"x"])):
-                with pytest.raises(
-                    RuntimeError, match="^unable to write; sendfile is in progress$"
-                ):
-                    write()
+            several = "writelines" if sys.version_info >= (3, 12) else "write"
+            with pytest.raises(RuntimeError, match="^unable to write; sendfile is in progress$"):
+                transport.write(b"x")
+            with pytest.raises(
+                RuntimeError, match=f"^unable to {several}; sendfile is in progress$"
+            ):
+                transport.writelines([b"x"])
             assert not transport.is_reading()
             far.send(b"question")
             await asyncio.sleep(0.02)
@@ -257,6 +259,8 @@ def test_sockets_that_are_refused(loop: Loop, run: Run, path: pathlib.Path) -> N
 
 @pytest.mark.parametrize("to", ["sock", "transport"])
 def test_without_fallback(loop: Loop, run: Run, path: pathlib.Path, to: str) -> None:
+    skip_if_asyncio_errs(loop, "it seeks in a pipe", since=(3, 14))
+
     async def main() -> None:
         with tcp_pair() as (near, _):
             target: Any = near

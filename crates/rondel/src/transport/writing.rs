@@ -45,7 +45,7 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
         (None, Some(view)) => view.bytes(),
         (None, None) => &[],
     };
-    check_not_lent(stream)?;
+    check_not_lent(stream, "write")?;
     if memory.is_empty() {
         return Ok(());
     }
@@ -78,9 +78,10 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
 
 /// # Errors
 /// `RuntimeError` while a file is sent.
-fn check_not_lent(stream: &Stream) -> PyResult<()> {
+fn check_not_lent(stream: &Stream, method: &str) -> PyResult<()> {
     if stream.sending_file.get() {
-        return Err(PyRuntimeError::new_err("unable to write; sendfile is in progress"));
+        let message = format!("unable to {method}; sendfile is in progress");
+        return Err(PyRuntimeError::new_err(message));
     }
     Ok(())
 }
@@ -231,7 +232,7 @@ pub fn writelines(this: &Bound<'_, SocketTransport>, items: &Bound<'_, PyAny>) -
     let stream = this.get().stream(py);
     let method = if py.version_info() >= (3, 12) { "writelines" } else { "write" };
     check_not_ended(stream, method)?;
-    check_not_lent(stream)?;
+    check_not_lent(stream, method)?;
     // All or nothing: a bad item must not leave the ones before it half sent.
     let mut chunks = Vec::new();
     for item in items.try_iter()? {
