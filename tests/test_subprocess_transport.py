@@ -447,6 +447,24 @@ def test_loop_closed_with_a_child_running(rondel_loop: Loop) -> None:
     gc.collect()
 
 
+def test_loop_closed_while_a_grandchild_holds_a_pipe(rondel_loop: Loop) -> None:
+    # On asyncio before 3.14, wait() takes as long as the grandchild; since then, it warns.
+    async def main() -> None:
+        script = "exec 3<&0; cat <&3 & exit 0"
+        transport, protocol = await start("sh", "-c", script, stdin=reader, stderr=None)
+        assert await transport._wait() == 0
+        protocol.transport = None
+
+    reader, writer = os.pipe()
+    rondel_loop.run_until_complete(main())
+    rondel_loop.close()
+    os.close(reader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
+    os.close(writer)
+
+
 def test_closing_a_transport_of_a_closed_loop(loop_factory: LoopFactory) -> None:
     if loop_factory is asyncio.SelectorEventLoop and sys.version_info >= (3, 12):
         pytest.skip("asyncio of this Python: the child's descriptor stays open")
