@@ -43,7 +43,8 @@ class Coroutine(_Coroutine[Any, Any, _T]):
 class SocketTransport(asyncio.Transport):
     def get_write_buffer_limits(self) -> tuple[int, int]: ...
 
-class PipeTransport: ...
+class PipeTransport:
+    _pipe: Any
 
 # These too are instances of asyncio's classes for isinstance().
 @final

@@ -175,9 +175,21 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             proc.kill()
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        if not self._closed:
-            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self.close()
+        if self._closed:
+            return
+        loop = self._loop
+        if self._returncode is not None and loop is not None and loop.is_closed():
+            # The program waited for the child and has no part in what still holds a pipe, a
+            # grandchild: nothing to warn of.
+            self._closed = True
+            for _, transport in self._pipes.values():
+                if isinstance(transport, _rondel.PipeTransport):
+                    pipe, transport._pipe = transport._pipe, None
+                    if pipe is not None:
+                        pipe.close()
+            return
+        _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        self.close()
 
     def _watch(self) -> None:
         """Let the loop notice the child's end."""
