@@ -266,6 +266,13 @@ TABLE: tuple[Exclusion, ...] = (
         "puts plaintext into the private backlog of asyncio's TLS protocol",
         ("TestSSL.test_remote_shutdown_receives_trailing_data*",),
     ),
+    Exclusion(
+        "test_sslproto",
+        "white-box",
+        "learns of the transport by replacing a method of asyncio's own TLS protocol",
+        ("*.test_create_connection_ssl_failed_certificate_no_cycles",),
+        since=14,
+    ),
     # ---- twins
     Exclusion(
         "test_events",

@@ -191,8 +191,13 @@ def test_what_the_reader_holds_is_the_beginning_of_tls(loop: Loop, run: Run, sid
             early = peer.outgoing.read() or b"\x15\x03\x03\x00\x02\x01\x5a"
             far.send(b"READY\n" + early)
             reader = asyncio.StreamReader(loop=loop)
+            writers: list[asyncio.StreamWriter] = []  # one that is dropped closes the connection
+
+            def connected(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                writers.append(writer)
+
             protocol = asyncio.StreamReaderProtocol(
-                reader, (lambda *_: None) if side == "server" else None, loop=loop
+                reader, connected if side == "server" else None, loop=loop
             )
             below, _ = await loop.create_connection(lambda: protocol, sock=near)
             assert isinstance(below, asyncio.Transport)

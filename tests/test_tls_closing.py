@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import ssl
 import struct
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -512,3 +514,34 @@ def test_listener_in_the_middle_of_nothing(run: Run) -> None:
                     )
 
     run(main)
+
+
+def test_failed_handshake_leaves_no_cycle(loop: Loop, run: Run) -> None:
+    skip_if_asyncio_errs(loop, "the exception and its frame refer to each other", until=(3, 14))
+
+    async def main() -> None:
+        refs: list[weakref.ref[Any]] = []
+
+        def factory() -> Recorder:
+            protocol = Recorder()
+            refs.append(weakref.ref(protocol))
+            return protocol
+
+        with tcp_pair() as (near, far):
+            shaking = asyncio.ensure_future(Peer(far, server_context()).handshake())
+            with contextlib.suppress(ssl.SSLCertVerificationError):
+                await loop.create_connection(
+                    factory, sock=near, ssl=client_context(), server_hostname="other"
+                )
+                raise AssertionError("the name was not verified")
+            with contextlib.suppress(ConnectionError):
+                await shaking
+        await turns(3)
+        assert [ref() for ref in refs] == [None]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(main)
+    finally:
+        gc.enable()

@@ -167,6 +167,7 @@ class Connecting(Tls):
             await waiter
         except BaseException:
             transport.close()
+            del waiter  # its exception's traceback holds this frame
             raise
         return transport, protocol
 

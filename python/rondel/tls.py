@@ -95,6 +95,7 @@ class Tls(Subprocesses):
             below.close()
             started.cancel()
             resumed.cancel()
+            del waiter  # its exception's traceback holds this frame
             raise
         if isinstance(reader, asyncio.StreamReader) and _transport_of(reader) is below:
             # CPython 3.14 does this in StreamWriter.start_tls(). Before, the reader went on to

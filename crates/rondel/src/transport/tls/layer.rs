@@ -244,6 +244,14 @@ impl Layer {
         })
     }
 
+    /// Whether the transport below calls this protocol only from the loop.
+    pub fn lower_is_ours(&self, py: Python<'_>) -> bool {
+        self.lower_object(py).is_some_and(|lower| {
+            lower.is_exact_instance_of::<SocketTransport>()
+                || lower.is_exact_instance_of::<TlsTransport>()
+        })
+    }
+
     /// Gives ciphertext to the transport below.
     pub fn lower_write(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = data.py();

@@ -146,20 +146,35 @@ pub fn connection_lost(this: &Bound<'_, TlsLayer>, reason: &Bound<'_, PyAny>) ->
     drop(layer.engine.take_outgoing(py)?);
     mark_closed(this);
     layer.conn_lost.set(layer.conn_lost.get().saturating_add(1));
-    let told = match layer.protocol(py) {
+    let last_word = match layer.protocol(py) {
         Some(protocol) if matches!(layer.told.get(), Told::Made | Told::Eof) => {
             layer.told.set(Told::Lost);
+            let event_loop = layer.event_loop.bind(py);
             let callback = protocol.getattr(intern!(py, "connection_lost"))?;
-            call_soon(layer, &callback, &PyTuple::new(py, [reason])?)
+            let args = PyTuple::new(py, [reason])?;
+            Some(HandleRef::from_parts(event_loop, &callback, &args, None)?)
         }
-        _ => Ok(()),
+        _ => None,
     };
+    // One of ours calls this from the loop. Another may do so from within a call of the program's.
+    let at_once = layer.lower_is_ours(py);
     layer.phase.set(Phase::Unwrapped);
     let reason = if reason.is_none() { None } else { Some(PyErr::from_value(reason.clone())) };
     let woken = wake_waiter(this, reason);
     layer.let_go();
     cancel(py, layer.shutdown_timer.take())?;
     cancel(py, layer.handshake_timer.take())?;
+    let told = match last_word {
+        None => Ok(()),
+        Some(handle) if at_once => {
+            let called = handle.call_in_context(py);
+            called.or_else(|error| crate::handle::report(py, &handle, error))
+        }
+        Some(handle) => {
+            let state = layer.event_loop.get().state(py);
+            state.check_closed().map(|()| state.push_ready(handle))
+        }
+    };
     told.and(woken)
 }
 
