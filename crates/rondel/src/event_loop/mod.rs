@@ -7,6 +7,7 @@
 //! | [`tasks`] | create_task and task factories |
 //! | [`watching`] | add_reader, add_writer and relatives: descriptors that the program watches |
 //! | [`debug`] | debug mode: checks, origins, slow callbacks |
+//! | `methods` | what Python calls, leading to the others |
 //! | [`exceptions`] | handing errors to the exception handler |
 //!
 //! All state is confined to attached threads and belongs to the thread that runs the loop; the one
@@ -16,6 +17,7 @@
 pub mod debug;
 pub mod exceptions;
 pub mod life_cycle;
+mod methods;
 pub mod tasks;
 pub mod turn;
 pub mod watching;
@@ -27,7 +29,7 @@ use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyWeakref, PyWeakrefMethods};
+use pyo3::types::{PyWeakref, PyWeakrefMethods};
 use pyo3::{PyTraverseError, PyVisit};
 use rondel_reactor::datagrams::Batch;
 use rondel_reactor::fork;
@@ -35,16 +37,9 @@ use rondel_reactor::poller::{Event, Poller, Readiness, Registrar, Waker, Watch};
 use rondel_reactor::slab::{Key, Slab};
 use rondel_reactor::timers::Timers;
 
-use crate::coroutine::Coroutine;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
-use crate::sendfile;
-use crate::sock;
-use crate::transport::datagram::DatagramTransport;
-use crate::transport::pipe::read::ReadPipeTransport;
-use crate::transport::pipe::write::WritePipeTransport;
-use crate::transport::socket::SocketTransport;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
 pub type Step = fn(&Bound<'_, PyAny>) -> PyResult<()>;
@@ -344,328 +339,6 @@ impl Loop {
     #[inline]
     pub fn state<'a>(&'a self, py: Python<'a>) -> &'a State {
         self.state.get(py)
-    }
-}
-
-#[pymethods]
-impl Loop {
-    #[new]
-    #[pyo3(signature = (*, debug=false))]
-    fn new(py: Python<'_>, debug: bool) -> PyResult<Self> {
-        let state = State::new(debug).map_err(|error| os_error(py, &error))?;
-        Ok(Loop { state: Confined::new(state) })
-    }
-
-    /// Run until stop() is called.
-    fn run_forever(slf: &Bound<'_, Self>) -> PyResult<()> {
-        life_cycle::run_forever(slf)
-    }
-
-    /// Run until the future or coroutine is done; return its result or raise its exception.
-    fn run_until_complete<'py>(
-        slf: &Bound<'py, Self>,
-        future: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        life_cycle::run_until_complete(slf, future)
-    }
-
-    /// Stop after the current turn: callbacks that are ready now still run.
-    fn stop(slf: &Bound<'_, Self>) {
-        slf.get().state(slf.py()).stopping.set(true);
-    }
-
-    /// Whether the loop runs.
-    fn is_running(slf: &Bound<'_, Self>) -> bool {
-        slf.get().state(slf.py()).thread_id.get().is_some()
-    }
-
-    /// Whether the loop was closed.
-    fn is_closed(slf: &Bound<'_, Self>) -> bool {
-        slf.get().state(slf.py()).closed.get()
-    }
-
-    /// Give back what the loop holds: descriptors, handles, sources.
-    fn _close(slf: &Bound<'_, Self>) -> PyResult<()> {
-        life_cycle::close(slf)
-    }
-
-    fn _check_closed(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().state(slf.py()).check_closed()
-    }
-
-    /// Debug mode: refuse callbacks that are coroutines or cannot be called.
-    fn _check_callback(
-        slf: &Bound<'_, Self>,
-        callback: &Bound<'_, PyAny>,
-        method: &str,
-    ) -> PyResult<()> {
-        debug::check_call(slf, callback, method, false)
-    }
-
-    /// Wake the loop from any thread.
-    fn _write_to_self(slf: &Bound<'_, Self>) {
-        slf.get().state(slf.py()).wake();
-    }
-
-    /// Set what create_task() calls to make a task; None for the default.
-    fn set_task_factory(slf: &Bound<'_, Self>, factory: &Bound<'_, PyAny>) -> PyResult<()> {
-        tasks::set_factory(slf, factory)
-    }
-
-    /// The task factory, or None.
-    fn get_task_factory(slf: &Bound<'_, Self>) -> Option<Py<PyAny>> {
-        let py = slf.py();
-        slf.get().state(py).task_factory.borrow().as_ref().map(|f| f.clone_ref(py))
-    }
-
-    /// Switch debug mode on or off.
-    fn set_debug(slf: &Bound<'_, Self>, enabled: &Bound<'_, PyAny>) -> PyResult<()> {
-        debug::set(slf, enabled.is_truthy()?)
-    }
-
-    /// Switch the tracking of where coroutines are created on or off.
-    fn _set_coroutine_origin_tracking(slf: &Bound<'_, Self>, enabled: bool) -> PyResult<()> {
-        let py = slf.py();
-        debug::track_origins(py, slf.get().state(py), enabled)
-    }
-
-    #[getter(_debug)]
-    fn debug(slf: &Bound<'_, Self>) -> bool {
-        slf.get().state(slf.py()).debug.get()
-    }
-
-    #[setter(_debug)]
-    fn assign_debug(slf: &Bound<'_, Self>, enabled: bool) {
-        slf.get().state(slf.py()).debug.set(enabled);
-    }
-
-    /// Debug mode: callbacks that take at least so many seconds are logged.
-    #[getter]
-    fn slow_callback_duration(slf: &Bound<'_, Self>) -> f64 {
-        slf.get().state(slf.py()).slow_callback_duration.get()
-    }
-
-    #[setter(slow_callback_duration)]
-    fn set_slow_callback_duration(slf: &Bound<'_, Self>, seconds: f64) {
-        slf.get().state(slf.py()).slow_callback_duration.set(seconds);
-    }
-
-    /// The identifier of the thread that runs the loop, or None.
-    #[getter]
-    fn _thread_id(slf: &Bound<'_, Self>) -> Option<u64> {
-        slf.get().state(slf.py()).thread_id.get()
-    }
-
-    /// The handle that runs, in debug mode.
-    #[getter]
-    fn _current_handle<'py>(slf: &Bound<'py, Self>) -> Option<Bound<'py, PyAny>> {
-        let py = slf.py();
-        slf.get().state(py).current_handle.borrow().as_ref().map(|handle| handle.bind(py))
-    }
-
-    /// Set the exception handler, `handler(loop, context)`; None for the default.
-    fn set_exception_handler(slf: &Bound<'_, Self>, handler: &Bound<'_, PyAny>) -> PyResult<()> {
-        exceptions::set_handler(slf, handler)
-    }
-
-    /// The exception handler, or None.
-    fn get_exception_handler(slf: &Bound<'_, Self>) -> Option<Py<PyAny>> {
-        let py = slf.py();
-        slf.get().state(py).exception_handler.borrow().as_ref().map(|f| f.clone_ref(py))
-    }
-
-    /// Call the callback each time the descriptor can be read.
-    #[pyo3(signature = (fd, callback, *args))]
-    fn add_reader(
-        slf: &Bound<'_, Self>,
-        fd: &Bound<'_, PyAny>,
-        callback: &Bound<'_, PyAny>,
-        args: &Bound<'_, pyo3::types::PyTuple>,
-    ) -> PyResult<()> {
-        watching::add(slf, fd, watching::Side::Read, callback, args)
-    }
-
-    /// Stop calling for reading; whether there was a callback.
-    fn remove_reader(slf: &Bound<'_, Self>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
-        watching::remove(slf, fd, watching::Side::Read)
-    }
-
-    /// Call the callback each time the descriptor can be written.
-    #[pyo3(signature = (fd, callback, *args))]
-    fn add_writer(
-        slf: &Bound<'_, Self>,
-        fd: &Bound<'_, PyAny>,
-        callback: &Bound<'_, PyAny>,
-        args: &Bound<'_, pyo3::types::PyTuple>,
-    ) -> PyResult<()> {
-        watching::add(slf, fd, watching::Side::Write, callback, args)
-    }
-
-    /// Stop calling for writing; whether there was a callback.
-    fn remove_writer(slf: &Bound<'_, Self>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
-        watching::remove(slf, fd, watching::Side::Write)
-    }
-
-    /// Receive up to n bytes from the socket.
-    fn sock_recv(slf: &Bound<'_, Self>, sock: Py<PyAny>, n: usize) -> PyResult<Coroutine> {
-        sock::recv(slf, sock, n)
-    }
-
-    /// Receive into a writable buffer; return the number of bytes.
-    fn sock_recv_into(
-        slf: &Bound<'_, Self>,
-        sock: Py<PyAny>,
-        buf: Py<PyAny>,
-    ) -> PyResult<Coroutine> {
-        sock::recv_into(slf, sock, buf)
-    }
-
-    /// Receive a datagram of up to bufsize bytes; return it with its sender's address.
-    fn sock_recvfrom(
-        slf: &Bound<'_, Self>,
-        sock: Py<PyAny>,
-        bufsize: usize,
-    ) -> PyResult<Coroutine> {
-        sock::recvfrom(slf, sock, bufsize)
-    }
-
-    /// Receive a datagram into a writable buffer; return its size and its sender's address.
-    #[pyo3(signature = (sock, buf, nbytes=0))]
-    fn sock_recvfrom_into(
-        slf: &Bound<'_, Self>,
-        sock: Py<PyAny>,
-        buf: Py<PyAny>,
-        nbytes: usize,
-    ) -> PyResult<Coroutine> {
-        sock::recvfrom_into(slf, sock, buf, nbytes)
-    }
-
-    /// Send all data to the socket.
-    fn sock_sendall(
-        slf: &Bound<'_, Self>,
-        sock: Py<PyAny>,
-        data: Py<PyAny>,
-    ) -> PyResult<Coroutine> {
-        sock::sendall(slf, sock, data)
-    }
-
-    /// Send a datagram to the address; return the number of bytes sent.
-    fn sock_sendto(
-        slf: &Bound<'_, Self>,
-        sock: Py<PyAny>,
-        data: Py<PyAny>,
-        address: Py<PyAny>,
-    ) -> PyResult<Coroutine> {
-        sock::sendto(slf, sock, data, address)
-    }
-
-    /// Accept a connection; return its socket and the peer's address.
-    fn sock_accept(slf: &Bound<'_, Self>, sock: Py<PyAny>) -> PyResult<Coroutine> {
-        sock::accept(slf, sock)
-    }
-
-    /// Connect the socket to an address that is resolved already.
-    fn _sock_connect(
-        slf: &Bound<'_, Self>,
-        sock: Py<PyAny>,
-        address: Py<PyAny>,
-    ) -> PyResult<Coroutine> {
-        sock::connect(slf, sock, address)
-    }
-
-    /// Send a file over a socket by the system call.
-    #[pyo3(signature = (sock, file, offset, count))]
-    fn _sock_sendfile_native(
-        slf: &Bound<'_, Self>,
-        sock: Py<PyAny>,
-        file: Py<PyAny>,
-        offset: u64,
-        count: Option<u64>,
-    ) -> Coroutine {
-        sendfile::to_socket(slf, sock, file, offset, count)
-    }
-
-    /// Send a file over a transport by the system call.
-    #[pyo3(signature = (transport, file, offset, count))]
-    fn _sendfile_native(
-        slf: &Bound<'_, Self>,
-        transport: Bound<'_, SocketTransport>,
-        file: Py<PyAny>,
-        offset: u64,
-        count: Option<u64>,
-    ) -> Coroutine {
-        sendfile::to_transport(slf, transport, file, offset, count)
-    }
-
-    /// Make a transport of a connected stream socket, which then belongs to it.
-    #[pyo3(signature = (sock, protocol, waiter=None, *, extra=None, server=None))]
-    fn _make_socket_transport<'py>(
-        slf: &Bound<'py, Self>,
-        sock: &Bound<'py, PyAny>,
-        protocol: &Bound<'py, PyAny>,
-        waiter: Option<Py<PyAny>>,
-        extra: Option<Bound<'py, PyDict>>,
-        server: Option<Py<PyAny>>,
-    ) -> PyResult<Bound<'py, SocketTransport>> {
-        SocketTransport::adopt(slf, sock, protocol, waiter, extra, server)
-    }
-
-    /// Make a transport of a datagram socket, which then belongs to it.
-    #[pyo3(signature = (sock, protocol, address=None, waiter=None, extra=None))]
-    fn _make_datagram_transport<'py>(
-        slf: &Bound<'py, Self>,
-        sock: &Bound<'py, PyAny>,
-        protocol: &Bound<'py, PyAny>,
-        address: Option<Bound<'py, PyAny>>,
-        waiter: Option<Py<PyAny>>,
-        extra: Option<Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, DatagramTransport>> {
-        DatagramTransport::open(slf, sock, protocol, address, waiter, extra)
-    }
-
-    /// Make a transport that reads from a pipe, which then belongs to it.
-    #[pyo3(signature = (pipe, protocol, waiter=None, extra=None))]
-    fn _make_read_pipe_transport<'py>(
-        slf: &Bound<'py, Self>,
-        pipe: &Bound<'py, PyAny>,
-        protocol: &Bound<'py, PyAny>,
-        waiter: Option<Py<PyAny>>,
-        extra: Option<Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, ReadPipeTransport>> {
-        ReadPipeTransport::adopt(slf, pipe, protocol, waiter, extra)
-    }
-
-    /// Make a transport that writes to a pipe, which then belongs to it.
-    #[pyo3(signature = (pipe, protocol, waiter=None, extra=None))]
-    fn _make_write_pipe_transport<'py>(
-        slf: &Bound<'py, Self>,
-        pipe: &Bound<'py, PyAny>,
-        protocol: &Bound<'py, PyAny>,
-        waiter: Option<Py<PyAny>>,
-        extra: Option<Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, WritePipeTransport>> {
-        WritePipeTransport::adopt(slf, pipe, protocol, waiter, extra)
-    }
-
-    /// The open transport that uses the descriptor, or None.
-    fn _transport_of(slf: &Bound<'_, Self>, fd: RawFd) -> Option<Py<PyAny>> {
-        let py = slf.py();
-        slf.get().state(py).transport_of(py, fd).map(Bound::unbind)
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        match self.state.in_traverse(&visit) {
-            Some(state) => traverse(state, &visit),
-            None => Ok(()),
-        }
-    }
-
-    fn __clear__(slf: &Bound<'_, Self>) {
-        let state = slf.get().state(slf.py());
-        life_cycle::drop_work(state);
-        state.task_factory.take();
-        state.exception_handler.take();
-        state.saved_hooks.take();
     }
 }
 
