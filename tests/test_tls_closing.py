@@ -159,7 +159,9 @@ def test_close_sends_what_is_queued(run: Run) -> None:
     run(main, limit=25)
 
 
-def test_what_is_queued_is_sent_after_the_peers_close_notify(run: Run) -> None:
+def test_what_is_queued_is_sent_after_the_peers_close_notify(loop: Loop, run: Run) -> None:
+    skip_if_asyncio_errs(loop, "its socket calls None for ever", since=(3, 12), until=(3, 14))
+
     async def main() -> None:
         async with connected_tls(small=True) as (transport, protocol, peer):
             blob = bytes(range(256)) * (2 * MIB // 256)
