@@ -89,7 +89,7 @@ impl TlsTransport {
         if let Some(known) = layer.extra.bind(py).get_item(name)? {
             return Ok(Some(known));
         }
-        match layer.lower_object(py) {
+        match layer.informant(py) {
             Some(lower) => {
                 lower.call_method1(intern!(py, "get_extra_info"), (name, default)).map(Some)
             }

@@ -52,6 +52,8 @@ pub struct Layer {
     pub engine: Engine,
     /// From connection_made() to connection_lost().
     lower: RefCell<Option<Lower>>,
+    /// The same after the loss, if it is ours: it still knows the addresses.
+    former: RefCell<Option<Py<PyAny>>>,
     app: RefCell<Option<Py<TlsTransport>>>,
     pub waiter: RefCell<Option<Py<PyAny>>>,
     /// A listener made it: nobody waits, and a failure is reported instead.
@@ -164,6 +166,7 @@ impl TlsLayer {
             context: context.unbind(),
             engine,
             lower: RefCell::new(None),
+            former: RefCell::new(None),
             app: RefCell::new(None),
             waiter: RefCell::new(waiter),
             accepted,
@@ -244,6 +247,12 @@ impl Layer {
         })
     }
 
+    /// Who knows about the connection below, also when it is over.
+    pub fn informant<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let former = || self.former.borrow().as_ref().map(|former| former.bind(py).clone());
+        self.lower_object(py).or_else(former)
+    }
+
     /// Whether the transport below calls this protocol only from the loop.
     pub fn lower_is_ours(&self, py: Python<'_>) -> bool {
         self.lower_object(py).is_some_and(|lower| {
@@ -284,7 +293,10 @@ impl Layer {
     }
 
     /// Forgets what belongs to a connection that is there. What is dropped here can run Python code.
-    pub fn let_go(&self) {
+    pub fn let_go(&self, py: Python<'_>) {
+        if self.lower_is_ours(py) {
+            drop(self.former.replace(self.lower_object(py).map(Bound::unbind)));
+        }
         drop(self.lower.take());
         drop(self.app.take());
         drop(self.protocol.take());
@@ -449,8 +461,13 @@ impl TlsLayer {
                 None => {}
             }
         }
-        let fields =
-            [&layer.protocol, &layer.waiter, &layer.handshake_timer, &layer.shutdown_timer];
+        let fields = [
+            &layer.protocol,
+            &layer.former,
+            &layer.waiter,
+            &layer.handshake_timer,
+            &layer.shutdown_timer,
+        ];
         for field in fields {
             if let Ok(field) = field.try_borrow() {
                 visit.call(&*field)?;
@@ -461,7 +478,8 @@ impl TlsLayer {
 
     fn __clear__(slf: &Bound<'_, Self>) {
         let layer = slf.get().layer(slf.py());
-        layer.let_go();
+        layer.let_go(slf.py());
+        drop(layer.former.take());
         drop(layer.waiter.take());
         drop(layer.handshake_timer.take());
         drop(layer.shutdown_timer.take());

@@ -161,7 +161,7 @@ pub fn connection_lost(this: &Bound<'_, TlsLayer>, reason: &Bound<'_, PyAny>) ->
     layer.phase.set(Phase::Unwrapped);
     let reason = if reason.is_none() { None } else { Some(PyErr::from_value(reason.clone())) };
     let woken = wake_waiter(this, reason);
-    layer.let_go();
+    layer.let_go(py);
     cancel(py, layer.shutdown_timer.take())?;
     cancel(py, layer.handshake_timer.take())?;
     let told = match last_word {
