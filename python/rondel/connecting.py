@@ -215,8 +215,11 @@ class Connecting(Tls):
         try:
             raise _combined([error for attempt in errors for error in attempt], all_errors)
         finally:
-            # The traceback of what was raised holds this frame.
-            errors = []
+            # The traceback of what was raised holds this frame, and what the race used holds the
+            # lists: without this the exception would be part of a cycle.
+            for attempt in errors:
+                attempt.clear()
+            errors.clear()
 
     async def _connect_one(
         self,
