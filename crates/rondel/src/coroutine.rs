@@ -141,13 +141,14 @@ impl Coroutine {
     }
 
     /// Resume the coroutine; asyncio's tasks send None.
+    #[pyo3(signature = (value, /))]
     fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let _ = value;
         self.resume(py, Ok(()))
     }
 
     /// Raise an exception where the coroutine waits.
-    #[pyo3(signature = (r#type, value=None, traceback=None))]
+    #[pyo3(signature = (r#type, value=None, traceback=None, /))]
     fn throw(
         &self,
         py: Python<'_>,

@@ -449,7 +449,7 @@ pub fn install(py: Python<'_>) -> PyResult<()> {
         ),
         fast(
             c"create_task",
-            c"create_task($self, coro, /, **kwargs)\n--\n\nSchedule a coroutine; return its asyncio.Task.\n\nKeywords are those of the running Python's create_task().",
+            c"create_task($self, coro, **kwargs)\n--\n\nSchedule a coroutine; return its asyncio.Task.\n\nKeywords are those of the running Python's create_task().",
             super::tasks::create_task,
         ),
         noargs(
