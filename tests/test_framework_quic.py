@@ -54,7 +54,7 @@ async def serving(alpn: str, **options: Any) -> AsyncIterator[int]:
 
 
 def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """aioquic's handler of a stream is a plain function; the work is a task's."""
+    """The handler of a stream, for aioquic, is a plain function; the work is a task's."""
 
     async def copy() -> None:
         writer.write(await reader.read())
