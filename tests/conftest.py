@@ -10,7 +10,7 @@ import gc
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -179,5 +179,29 @@ def run(loop: asyncio.AbstractEventLoop) -> Callable[..., Any]:
 
     def runner(main: Callable[..., Any], *args: Any, limit: float = 15) -> Any:
         return run_on(loop, main, *args, limit=limit)
+
+    return runner
+
+
+@pytest.fixture
+def anyio_run(loop_factory: LoopFactory) -> Callable[..., Any]:
+    """``anyio_run(main)`` runs the coroutine function by anyio.run() on a loop made for it."""
+    import anyio
+
+    def runner(main: Callable[[], Awaitable[Any]], limit: float = 15) -> Any:
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        def make() -> asyncio.AbstractEventLoop:
+            loops.append(loop_factory())
+            return loops[-1]
+
+        async def bounded() -> Any:
+            assert [asyncio.get_running_loop()] == loops
+            with anyio.fail_after(limit):
+                return await main()
+
+        result = anyio.run(bounded, backend_options={"loop_factory": make})
+        assert [loop.is_closed() for loop in loops] == [True]
+        return result
 
     return runner

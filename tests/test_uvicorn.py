@@ -1,85 +1,22 @@
 """uvicorn serving an ASGI application, as a process of its own, started as its users start it."""
 
 import contextlib
-import http.client
 import json
 import random
-import re
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
+from servers import LIMIT, ServerProcess, running
 from support import HOST
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-PROGRAMS = Path(__file__).parent / "programs"
 # What a user writes after --loop. The stock loop is named the same way as ours.
 FACTORIES = {"asyncio": "asyncio:SelectorEventLoop", "rondel": "rondel:new_event_loop"}
-LIMIT = 20
-
-
-class Uvicorn:
-    """A running server: its port, and what the application said on standard output."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process = process
-        self._log = log
-        self.port = self._wait_for_port()
-
-    def _wait_for_port(self) -> int:
-        deadline = time.monotonic() + LIMIT
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(rf"running on http://{HOST}:(\d+)", self.log()):
-                return int(found[1])
-            time.sleep(0.02)
-        raise AssertionError(f"uvicorn did not start:\n{self.log()}")
-
-    def log(self) -> str:
-        """What uvicorn logged so far."""
-        return self._log.read_text()
-
-    def line(self) -> str:
-        """The next line that the application prints; "" after the last."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().decode().strip()
-
-    def stop(self, number: signal.Signals) -> tuple[list[str], int]:
-        """Send the signal; what the application printed from then on, and the exit status."""
-        self.process.send_signal(number)
-        assert self.process.stdout is not None
-        lines = self.process.stdout.read().decode().split("\n")
-        return lines[:-1], self.process.wait(LIMIT)
-
-    @contextlib.contextmanager
-    def client(self) -> Iterator[http.client.HTTPConnection]:
-        """A connection to the server."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=LIMIT)
-        with contextlib.closing(connection):
-            yield connection
-
-
-@contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[Uvicorn]:
-    """Start a server, wait until it listens; kill it afterwards if the test did not stop it."""
-    error: IO[bytes]
-    with (
-        log.open("wb") as error,
-        subprocess.Popen(
-            [sys.executable, *command], cwd=PROGRAMS, stdout=subprocess.PIPE, stderr=error
-        ) as process,
-    ):
-        try:
-            yield Uvicorn(process, log)
-        finally:
-            process.kill()
 
 
 def command_line(loop_name: str, *options: str) -> list[str]:
@@ -102,14 +39,16 @@ def loop_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["h11", "httptools"])
-def server(loop_name: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Uvicorn]:
+def server(
+    loop_name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[ServerProcess]:
     """A server with each of uvicorn's HTTP implementations."""
     with running(command_line(loop_name, "--http", request.param), tmp_path / "log") as started:
         assert started.line() == "startup"
         yield started
 
 
-def test_it_runs_on_the_loop_and_keeps_connections(server: Uvicorn, loop_name: str) -> None:
+def test_it_runs_on_the_loop_and_keeps_connections(server: ServerProcess, loop_name: str) -> None:
     with server.client() as client:
         client.connect()
         client_socket = client.sock
@@ -122,7 +61,7 @@ def test_it_runs_on_the_loop_and_keeps_connections(server: Uvicorn, loop_name: s
             assert facts["client"] == list(client_socket.getsockname())
 
 
-def test_bodies_up_and_down(server: Uvicorn) -> None:
+def test_bodies_up_and_down(server: ServerProcess) -> None:
     body = random.Random(1).randbytes(3_000_017)
     with server.client() as client:
         client.request("POST", "/echo", body)
@@ -135,7 +74,7 @@ def test_bodies_up_and_down(server: Uvicorn) -> None:
         assert response.read() == body
 
 
-def test_a_streamed_response_arrives_as_it_is_sent(server: Uvicorn) -> None:
+def test_a_streamed_response_arrives_as_it_is_sent(server: ServerProcess) -> None:
     with server.client() as client, server.client() as other:
         client.request("GET", "/stream")
         response = client.getresponse()
@@ -146,7 +85,7 @@ def test_a_streamed_response_arrives_as_it_is_sent(server: Uvicorn) -> None:
         assert response.read() == b"second"
 
 
-def test_an_endless_response_ends_with_its_client(server: Uvicorn) -> None:
+def test_an_endless_response_ends_with_its_client(server: ServerProcess) -> None:
     with server.client() as client:
         client.request("GET", "/big")
         assert len(client.getresponse().read(1_000_000)) == 1_000_000
@@ -156,7 +95,7 @@ def test_an_endless_response_ends_with_its_client(server: Uvicorn) -> None:
         assert client.getresponse().status == 200
 
 
-def test_many_clients_at_once(server: Uvicorn) -> None:
+def test_many_clients_at_once(server: ServerProcess) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.client()) for _ in range(100)]
         for index, client in enumerate(clients):
@@ -166,7 +105,7 @@ def test_many_clients_at_once(server: Uvicorn) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_shuts_down_gracefully(server: Uvicorn, number: signal.Signals) -> None:
+def test_a_signal_shuts_down_gracefully(server: ServerProcess, number: signal.Signals) -> None:
     with server.client() as client, server.client() as idle:
         idle.request("GET", "/about")
         idle.getresponse().read()
