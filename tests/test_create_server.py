@@ -231,8 +231,9 @@ def test_backlog_is_given_to_listen(loop: Loop, run: Run) -> None:
         with open("/proc/net/tcp") as table:
             rows = [line.split() for line in table]
         assert any(row[1] == f"0100007F:{port:04X}" and row[3] == "0A" for row in rows)
-        answers = await asyncio.gather(*(visit((HOST, port)) for _ in range(20)))
-        assert answers == [b"hello"] * 20
+        # As many as may wait: what comes beyond that the kernel may reset.
+        answers = await asyncio.gather(*(visit((HOST, port)) for _ in range(7)))
+        assert answers == [b"hello"] * 7
         server.close()
 
     run(main)
