@@ -17,7 +17,7 @@ def test_calls_of_every_kind(loop_name: str) -> None:
         # A proxy of the machine's has no business on the loopback interface.
         env={**os.environ, "no_grpc_proxy": "127.0.0.1"},
         capture_output=True,
-        timeout=20,
+        timeout=25,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()

@@ -110,7 +110,7 @@ def test_timeouts_and_cancellation(run: Run, certificates: Path | None) -> None:
     async def main() -> None:
         async with serving(certificates) as url, client() as session:
             with pytest.raises(httpx.ReadTimeout):
-                await session.get(f"{url}/slow", timeout=0.1)
+                await session.get(f"{url}/slow", timeout=httpx.Timeout(10, read=0.1))
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await session.get(f"{url}/slow")

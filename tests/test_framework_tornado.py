@@ -158,3 +158,23 @@ def test_the_ioloop_is_the_loop(run: Run, loop: asyncio.AbstractEventLoop) -> No
             await gen.sleep(0.001)
 
     run(main)
+
+
+def test_an_ioloop_of_its_own_is_made_by_the_installed_policy(rondel: Any) -> None:
+    """IOLoop() and run_sync(), as programs older than asyncio.run() have them."""
+
+    async def main() -> type[asyncio.AbstractEventLoop]:
+        await gen.sleep(0.001)
+        return type(asyncio.get_running_loop())
+
+    rondel.install()
+    try:
+        own = ioloop.IOLoop(make_current=False)
+        assert own.run_sync(main, timeout=5) is rondel.Loop
+        with pytest.raises(TimeoutError):
+            own.run_sync(lambda: gen.sleep(60), timeout=0.01)
+        own.add_callback(own.stop)
+        own.start()
+        own.close(all_fds=True)
+    finally:
+        rondel.uninstall()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import zmq
 import zmq.asyncio
-from support import HOST
+from support import HOST, LoopFactory, run_on
 
 Run = Callable[..., Any]
 pytestmark = pytest.mark.timeout(20)
@@ -120,8 +120,9 @@ def test_poll_and_cancel(run: Run) -> None:
     run(main)
 
 
-def test_it_leaves_no_reader_behind(rondel_loop: asyncio.AbstractEventLoop) -> None:
-    """Sockets of one loop do not hinder those of the next."""
+@pytest.mark.usefixtures("no_descriptor_left")
+def test_one_loop_after_the_other(loop_factory: LoopFactory) -> None:
+    """What pyzmq knows of a loop ends with it."""
 
     async def main() -> None:
         with sockets() as make:
@@ -131,4 +132,5 @@ def test_it_leaves_no_reader_behind(rondel_loop: asyncio.AbstractEventLoop) -> N
             assert await pull.recv() == b"one"
 
     for _ in range(3):
-        rondel_loop.run_until_complete(asyncio.wait_for(main(), 5))
+        with contextlib.closing(loop_factory()) as loop:
+            run_on(loop, main)

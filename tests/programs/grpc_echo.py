@@ -36,6 +36,7 @@ async def both(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[by
 
 
 async def slow(request: bytes, context: Any) -> bytes:
+    started.set()
     try:
         await asyncio.sleep(60)
     except asyncio.CancelledError:
@@ -44,6 +45,7 @@ async def slow(request: bytes, context: Any) -> bytes:
     return b""
 
 
+started = asyncio.Event()
 cancelled = asyncio.Event()
 
 
@@ -95,11 +97,12 @@ async def calls(channel: grpc.aio.Channel) -> dict[str, Any]:
     both = channel.stream_stream(path("Both"))(texts())
     out["both"] = [part.decode() async for part in both]
     out["abort"] = await failure(one(b"forbidden"))
-    out["deadline"] = (await failure(channel.unary_unary(path("Slow"))(b"", timeout=0.1)))[0]
+    out["deadline"] = (await failure(channel.unary_unary(path("Slow"))(b"", timeout=1)))[0]
     await cancelled.wait()
     cancelled.clear()
+    started.clear()
     call = channel.unary_unary(path("Slow"))(b"")
-    await asyncio.sleep(0.05)
+    await started.wait()
     call.cancel()
     await cancelled.wait()
     out["cancelled"] = call.cancelled()
@@ -112,7 +115,7 @@ async def main() -> dict[str, Any]:
     server.add_generic_rpc_handlers((handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with asyncio.timeout(8), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with asyncio.timeout(15), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         out = await calls(channel)
     await server.stop(grace=None)
     out["loop"] = name_of(asyncio.get_running_loop())
