@@ -46,7 +46,7 @@ fn panic_error(payload: &(dyn std::any::Any + Send)) -> PyErr {
 }
 
 /// Python's asyncio, implemented in Rust: the native part. Use the package `rondel`.
-#[pymodule]
+#[pymodule(gil_used = true)]
 fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rondel_reactor::fork::watch();
     let py = module.py();
