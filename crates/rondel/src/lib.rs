@@ -46,6 +46,7 @@ fn panic_error(payload: &(dyn std::any::Any + Send)) -> PyErr {
 }
 
 /// Python's asyncio, implemented in Rust: the native part. Use the package `rondel`.
+// The GIL is what confines all state (`ffi::confined`); a free-threaded interpreter switches it on.
 #[pymodule(gil_used = true)]
 fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rondel_reactor::fork::watch();
