@@ -6,8 +6,9 @@
 //! turn had not come to stays queued for the next run.
 //!
 //! Polling costs a system call, so a loop with callbacks to run looks at most every
-//! [`POLL_INTERVAL`]; it holds the GIL then, except every [`RELEASE_INTERVAL`], so that other threads
-//! get it also when no callback runs Python code.
+//! [`POLL_INTERVAL`]. It offers the GIL to other threads then, as asyncio does in every turn; when one
+//! of them kept it for long (it computes), the loop takes [`RELEASE_INTERVAL`] for itself first, as
+//! CPython's threads do among each other.
 
 use std::io;
 use std::time::Duration;
@@ -24,8 +25,11 @@ use crate::ffi::handle::HandleRef;
 
 /// Nanoseconds between looks at the poller while callbacks are ready.
 const POLL_INTERVAL: u64 = 50_000;
-/// Nanoseconds after which the loop offers the GIL to other threads (CPython's switch interval).
+/// Nanoseconds that the loop holds the GIL after it had to wait long for it (CPython's switch
+/// interval).
 const RELEASE_INTERVAL: u64 = 5_000_000;
+/// Nanoseconds for getting the GIL back that tell of a thread which computes.
+const LONG_WAIT_FOR_GIL: u64 = 500_000;
 /// While turns are short, so many of them in a row do without looking at the clock, which would be a
 /// good part of their time; timers and the poller wait for that long.
 const BLIND_TURNS: u32 = 4;
@@ -164,7 +168,7 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
     };
     let mut events = state.spare_events.take();
     let brief = timeout == Some(Duration::ZERO);
-    let result = if brief && now.saturating_sub(state.last_release.get()) < RELEASE_INTERVAL {
+    let result = if brief && now.saturating_sub(state.last_release.get()) < state.hold_for.get() {
         poller.wait(timeout, &mut events)
     } else {
         state.sleeping.set(!brief);
@@ -174,7 +178,10 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
         });
         poller = result.1;
         state.sleeping.set(false);
-        state.last_release.set(clock::now_ns());
+        let after = clock::now_ns();
+        state.last_release.set(after);
+        let was_long = brief && after.saturating_sub(now) > LONG_WAIT_FOR_GIL;
+        state.hold_for.set(if was_long { RELEASE_INTERVAL } else { 0 });
         result.0
     };
     state.poller.replace(Some(poller));
