@@ -79,6 +79,8 @@ imported! {
     tls_transport_type = "asyncio.sslproto"."_SSLProtocolTransport";
     /// `os.strerror`
     strerror = "os"."strerror";
+    /// `sys.getswitchinterval`
+    getswitchinterval = "sys"."getswitchinterval";
     /// `sys._getframe`
     getframe = "sys"."_getframe";
     /// `sys.get_asyncgen_hooks`

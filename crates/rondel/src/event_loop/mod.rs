@@ -121,8 +121,8 @@ pub struct State {
     pub last_poll: Cell<u64>,
     /// When the loop last let go of the GIL, in nanoseconds.
     pub last_release: Cell<u64>,
-    /// How long the loop holds it, at least, while it has callbacks to run, in nanoseconds.
-    pub hold_for: Cell<u64>,
+    /// How long the loop holds it while it has callbacks to run, in nanoseconds.
+    pub release_interval: Cell<u64>,
     /// The loop waits, or is about to: whoever adds work must wake it.
     pub sleeping: Cell<bool>,
     pub closed: Cell<bool>,
@@ -166,7 +166,7 @@ impl State {
             blind_turns: Cell::new(0),
             last_poll: Cell::new(0),
             last_release: Cell::new(0),
-            hold_for: Cell::new(0),
+            release_interval: Cell::new(0),
             sleeping: Cell::new(false),
             closed: Cell::new(false),
             stopping: Cell::new(false),

@@ -6,9 +6,12 @@
 //! turn had not come to stays queued for the next run.
 //!
 //! Polling costs a system call, so a loop with callbacks to run looks at most every
-//! [`POLL_INTERVAL`]. It offers the GIL to other threads then, as asyncio does in every turn; when one
-//! of them kept it for long (it computes), the loop takes [`RELEASE_INTERVAL`] for itself first, as
-//! CPython's threads do among each other.
+//! [`POLL_INTERVAL`], and holds the GIL then. Other threads get it as they do from any Python code:
+//! after the switch interval they ask, and the next callback's bytecode hands it over. To let go of
+//! it at each poll would be no kindness: the loop would take it back before a waiting thread is
+//! awake, whose request would start to wait anew. Only for loops whose callbacks run no bytecode it
+//! is released now and then ([`SWITCHES_PER_RELEASE`]), late enough for requests to have been made,
+//! which CPython then honours.
 
 use std::io;
 use std::time::Duration;
@@ -25,11 +28,8 @@ use crate::ffi::handle::HandleRef;
 
 /// Nanoseconds between looks at the poller while callbacks are ready.
 const POLL_INTERVAL: u64 = 50_000;
-/// Nanoseconds that the loop holds the GIL after it had to wait long for it (CPython's switch
-/// interval).
-const RELEASE_INTERVAL: u64 = 5_000_000;
-/// Nanoseconds for getting the GIL back that tell of a thread which computes.
-const LONG_WAIT_FOR_GIL: u64 = 500_000;
+/// Switch intervals (`sys.getswitchinterval()`) after which a busy loop lets go of the GIL.
+pub const SWITCHES_PER_RELEASE: f64 = 4.0;
 /// While turns are short, so many of them in a row do without looking at the clock, which would be a
 /// good part of their time; timers and the poller wait for that long.
 const BLIND_TURNS: u32 = 4;
@@ -168,7 +168,8 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
     };
     let mut events = state.spare_events.take();
     let brief = timeout == Some(Duration::ZERO);
-    let result = if brief && now.saturating_sub(state.last_release.get()) < state.hold_for.get() {
+    let since_release = now.saturating_sub(state.last_release.get());
+    let result = if brief && since_release < state.release_interval.get() {
         poller.wait(timeout, &mut events)
     } else {
         state.sleeping.set(!brief);
@@ -178,10 +179,7 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
         });
         poller = result.1;
         state.sleeping.set(false);
-        let after = clock::now_ns();
-        state.last_release.set(after);
-        let was_long = brief && after.saturating_sub(now) > LONG_WAIT_FOR_GIL;
-        state.hold_for.set(if was_long { RELEASE_INTERVAL } else { 0 });
+        state.last_release.set(clock::now_ns());
         result.0
     };
     state.poller.replace(Some(poller));
