@@ -265,10 +265,10 @@ impl State {
     /// Does something with the registrar, unless the loop is closed or the process another one.
     fn registrar<R>(&self, f: impl FnOnce(&Registrar) -> io::Result<R>) -> PyResult<R> {
         self.check_process()?;
-        match &*self.registrar.borrow() {
-            Some(registrar) => {
-                f(registrar).map_err(|error| Python::attach(|py| os_error(py, &error)))
-            }
+        // The borrow ends here: making an exception of an error calls Python.
+        let outcome = self.registrar.borrow().as_ref().map(f);
+        match outcome {
+            Some(result) => result.map_err(|error| Python::attach(|py| os_error(py, &error))),
             None => Err(PyRuntimeError::new_err("Event loop is closed")),
         }
     }
