@@ -192,7 +192,7 @@ def test_shutdown_timeout(run: Run) -> None:
 
 
 def test_shutdown_timeout_with_a_peer_that_does_not_read(loop: Loop, run: Run) -> None:
-    skip_if_asyncio_errs(loop, "closing waits forever for such a peer", until=(3, 14))
+    skip_if_asyncio_errs(loop, "closing waits forever for such a peer", until=(3, 14, 10))
 
     async def main() -> None:
         async with connected_tls(small=True, ssl_shutdown_timeout=0.1) as (
@@ -519,7 +519,7 @@ def test_listener_in_the_middle_of_nothing(run: Run) -> None:
 
 
 def test_failed_handshake_leaves_no_cycle(loop: Loop, run: Run) -> None:
-    skip_if_asyncio_errs(loop, "the exception and its frame refer to each other", until=(3, 14))
+    skip_if_asyncio_errs(loop, "the exception and its frame refer to each other", until=(3, 14, 10))
 
     async def main() -> None:
         refs: list[weakref.ref[Any]] = []
