@@ -16,8 +16,7 @@ from typing import Literal
 #:             function that asyncio's implementation happens to call
 #: twin        the same tests as another class that is run, with something chosen that only asyncio
 #:             has: its selector, its child watcher
-#: later       uses methods of the loop that rondel does not have yet
-Kind = Literal["white-box", "twin", "later"]
+Kind = Literal["white-box", "twin"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,20 +152,6 @@ TABLE: tuple[Exclusion, ...] = (
         names("*EventLoopTests.test_", "internal_fds prompt_cancellation timeout_rounding"),
     ),
     Exclusion(
-        "test_events",
-        "white-box",
-        "replaces asyncio's C function that tells the running loop by the one in Python, each with "
-        "a store of its own, and asserts that the loop calls what has been put there",
-        ("TestPyGetEventLoop.test_get_event_loop_returns_running_loop*",),
-    ),
-    Exclusion(
-        "test_events",
-        "white-box",
-        "as the entry above",
-        ("TestPyGetEventLoop.test_get_running_loop_already_running",),
-        since=14,
-    ),
-    Exclusion(
         "test_tasks",
         "white-box",
         QUEUE,
@@ -222,9 +207,13 @@ TABLE: tuple[Exclusion, ...] = (
     Exclusion(
         "test_unix_events",
         "white-box",
-        "calls the private _sock_sendfile_native() and _sock_sendfile_native_impl() of asyncio's "
-        "loop",
-        ("SelectorEventLoopUnixSockSendfileTests.*",),
+        "calls the private _sock_sendfile_native_impl() of asyncio's loop, or hides os.sendfile "
+        "from its module",
+        names(
+            "SelectorEventLoopUnixSockSendfileTests.test_sock_sendfile_",
+            "not_available cancel1 cancel2 blocking_error os_error_first_call os_error_next_call "
+            "exception",
+        ),
     ),
     Exclusion(
         "test_unix_events",

@@ -91,7 +91,6 @@ class ModuleResult:
             str(len(passed)),
             str(sum(test in self.on_ours for test in passed)),
             str(self.count("white-box", "twin")),
-            str(self.count("later")),
             str(self.count("skipped")),
             str(self.count("failed")),
             str(self.loops),
@@ -105,7 +104,6 @@ HEADER = [
     "passed",
     "on rondel",
     "excluded",
-    "later",
     "skipped",
     "failed",
     "loops",
@@ -136,7 +134,6 @@ class ModuleRun:
         if (
             options.loop == "rondel"
             and sys.version_info.minor < LOOPLESS.get(short, 99)
-            and not self._result.count("later")  # then the tests with a loop may all be among these
             and self._result.count("passed")
             and not self._result.loops
         ):

@@ -21,6 +21,19 @@ survey() {
     missing=() reasons=()
     need "libpython$version-testsuite" "CPython's own suites, run by conformance/" \
         "$python" -c 'import test.test_asyncio'
+    need postgresql "the server of tests/test_framework_postgres.py" has_postgres
+    need redis-server "the server of tests/test_framework_redis.py" command -v redis-server
+}
+has_postgres() { # which is on PATH, or where Debian has it
+    command -v initdb || ls /usr/lib/postgresql/*/bin/initdb
+}
+# The tests start servers of their own; those that the packages would start are in nobody's way.
+keep_services_down() {
+    local policy=/usr/sbin/policy-rc.d
+    [[ -e $policy ]] && return
+    trap "rm -f $policy" EXIT
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod +x $policy
 }
 
 survey
@@ -32,8 +45,12 @@ if ((EUID == 0)) && command -v apt-get >/dev/null; then
     echo "Installing ${missing[*]} with apt-get."
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq update || echo "apt-get update failed; trying with the lists that are there."
-    apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null ||
-        echo "apt-get could not install all of it."
+    keep_services_down
+    # One at a time: apt-get installs nothing at all when it does not know one of the names.
+    for package in "${missing[@]}"; do
+        apt-get -qq -y --no-install-recommends install "$package" >/dev/null ||
+            echo "apt-get could not install $package."
+    done
     survey
     ((${#missing[@]} == 0)) && exit 0
 fi
