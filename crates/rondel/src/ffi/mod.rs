@@ -8,6 +8,7 @@
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
 //! | [`context`] | entering and leaving `contextvars.Context` |
+//! | [`socket`] | the descriptor of a Python socket object, as it is now |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
 //!
 //! The extension declares that it needs the GIL. "Attached" below means: holds it.
@@ -18,6 +19,7 @@ pub mod context;
 pub mod handle;
 mod handle_slots;
 pub mod scheduling;
+pub mod socket;
 mod tasks;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.

@@ -160,7 +160,7 @@ fn receive<'py>(
     stream: &Stream,
 ) -> PyResult<Option<(Bound<'py, PyBytes>, usize)>> {
     let py = this.py();
-    let fd = stream.endpoint.fd();
+    let fd = stream.endpoint.fd(py);
     let size = stream.read_size.get();
     let Some(event_loop) = stream.event_loop(py) else { return Ok(None) };
     let state = event_loop.get().state(py);
@@ -235,7 +235,7 @@ fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyR
     };
     let received = View::writable(&buffer).and_then(|mut view| {
         let capacity = view.len();
-        match net::recv_uninit(stream.endpoint.fd(), view.bytes_mut()) {
+        match net::recv_uninit(stream.endpoint.fd(py), view.bytes_mut()) {
             Ok(received) => Ok(Some((received, capacity))),
             Err(error) if net::is_retry(&error) => Ok(None),
             Err(error) => Err(os_error(py, &error)),
