@@ -2,6 +2,8 @@
 
 import asyncio
 import concurrent.futures
+import contextvars
+import functools
 import logging
 import socket
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, TypeVarTuple
 
 from .errors import ErrorHandling
+from .pools.threads import ThreadPool, is_thread_pool
 
 logger = logging.getLogger("asyncio")
 
@@ -38,14 +41,29 @@ class Executing(ErrorHandling):
         if self.get_debug():
             self._check_callback(func, "run_in_executor")
         if executor is None:
-            if self._executor_shutdown_called:
-                raise RuntimeError("Executor shutdown has been called")
             executor = self._default_executor
-            if executor is None:
-                executor = self._default_executor = concurrent.futures.ThreadPoolExecutor(
-                    thread_name_prefix="asyncio"
-                )
+            if executor is None or self._executor_shutdown_called:
+                executor = self._make_default_executor()
+        if is_thread_pool(executor):
+            return executor._run_for(self, func, args)
         return asyncio.wrap_future(executor.submit(func, *args), loop=self)
+
+    def _make_default_executor(self) -> concurrent.futures.Executor:
+        if self._executor_shutdown_called:
+            raise RuntimeError("Executor shutdown has been called")
+        self._default_executor = ThreadPool(thread_name_prefix="asyncio")
+        return self._default_executor
+
+    def _call_in_thread(
+        self, func: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> "asyncio.Future[_T]":
+        """For ``rondel.to_thread()``: the default executor, in a copy of the current context."""
+        executor = self._default_executor or self._make_default_executor()
+        if is_thread_pool(executor) and not self._executor_shutdown_called:
+            self._check_closed()
+            return executor._run_for(self, func, args, kwargs, True)
+        call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
+        return self.run_in_executor(None, call)
 
     def set_default_executor(self, executor: concurrent.futures.Executor) -> None:
         """Set the executor for ``run_in_executor(None, …)``; must be a ThreadPoolExecutor."""
