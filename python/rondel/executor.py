@@ -9,7 +9,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar
 
 from .errors import ErrorHandling
 from .pools.threads import ThreadPool, is_thread_pool
@@ -17,7 +17,6 @@ from .pools.threads import ThreadPool, is_thread_pool
 logger = logging.getLogger("asyncio")
 
 _T = TypeVar("_T")
-_Ts = TypeVarTuple("_Ts")
 # (family, type, proto, canonname, sockaddr), as socket.getaddrinfo() returns it.
 AddrInfo = tuple[Any, Any, int, str, Any]
 
@@ -30,14 +29,13 @@ class Executing(ErrorHandling):
         self._default_executor: concurrent.futures.Executor | None = None
         self._executor_shutdown_called = False
 
-    def run_in_executor(
+    def _run_in_executor(
         self,
         executor: concurrent.futures.Executor | None,
-        func: Callable[[*_Ts], _T],
-        *args: *_Ts,
+        func: Callable[..., _T],
+        args: tuple[Any, ...],
     ) -> "asyncio.Future[_T]":
-        """Call ``func(*args)`` in an executor; None means the default one, a thread pool."""
-        self._check_closed()
+        """Called by the native ``run_in_executor()`` for all but calls to thread pools of ours."""
         if self.get_debug():
             self._check_callback(func, "run_in_executor")
         if executor is None:

@@ -349,7 +349,9 @@ mod tests {
             let barrier = Arc::new(Barrier::new(5));
             for _ in 0..4 {
                 let barrier = barrier.clone();
-                put(&crew, move || drop(barrier.wait()));
+                put(&crew, move || {
+                    barrier.wait();
+                });
             }
             barrier.wait();
         }
@@ -378,7 +380,9 @@ mod tests {
         let barrier = Arc::new(Barrier::new(4));
         for _ in 0..3 {
             let barrier = barrier.clone();
-            put(&crew, move || drop(barrier.wait()));
+            put(&crew, move || {
+                barrier.wait();
+            });
         }
         barrier.wait();
         assert!(crew.workers() <= 3);

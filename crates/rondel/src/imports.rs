@@ -77,6 +77,8 @@ imported! {
     concurrent_future = "concurrent.futures"."Future";
     /// `concurrent.futures.thread.BrokenThreadPool`
     broken_thread_pool = "concurrent.futures.thread"."BrokenThreadPool";
+    /// `rondel.pools.threads.ThreadPool`
+    thread_pool = "rondel.pools.threads"."ThreadPool";
     /// `asyncio.futures._convert_future_exc`
     convert_future_exception = "asyncio.futures"."_convert_future_exc";
     /// `asyncio.Protocol`

@@ -6,14 +6,13 @@ what happens once per pool or once per thread.
 
 import asyncio
 import concurrent.futures
-import itertools
 import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 from .. import _rondel
 
@@ -24,6 +23,8 @@ logger = logging.getLogger("concurrent.futures")
 
 #: Seconds for which a thread waits for another call before it ends.
 IDLE_TIMEOUT = 60.0
+
+_next_number: Callable[[], int] = ThreadPoolExecutor._counter  # type: ignore[attr-defined]
 
 _pools: "weakref.WeakSet[ThreadPool]" = weakref.WeakSet()
 _all_threads: "weakref.WeakSet[threading.Thread]" = weakref.WeakSet()
@@ -48,24 +49,23 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
 
     It has the interface of the standard library's pool and passes for one. What differs: a call
     costs a fraction; when it is made by ``loop.run_in_executor()`` of a rondel loop, or by
-    :func:`rondel.to_thread`, its result goes to the loop directly; a cancelled call leaves the queue at
-    once; threads that have nothing to do end; and after ``os.fork()`` the child can go on to use
-    the pool, with threads of its own and without the parent's calls.
+    :func:`rondel.to_thread`, its result goes to the loop directly; a cancelled call leaves the
+    queue at once; threads that have nothing to do end; and after ``os.fork()`` the child can go on
+    to use the pool, with threads of its own and without the parent's calls.
 
     Args:
         max_workers: The most threads; by default the number of processors + 4, at most 32.
         thread_name_prefix: Threads are named ``prefix_0``, ``prefix_1`` and so on.
-        initializer: Called as ``initializer(*initargs)`` by each thread before its first call. If it
-            raises, the pool is broken: queued and later calls raise BrokenThreadPool.
+        initializer: Called as ``initializer(*initargs)`` by each thread before its first call.
+            If it raises, the pool is broken: queued and later calls raise BrokenThreadPool.
         initargs: Arguments for the initializer.
         idle_timeout: Seconds after which a thread without a call ends; None for never.
 
     Raises:
         ValueError: ``max_workers`` or ``idle_timeout`` is out of range.
         TypeError: ``initializer`` cannot be called.
-    """
 
-    _counter = itertools.count().__next__
+    """
 
     def __init__(
         self,
@@ -83,15 +83,18 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._open(max_workers, idle_timeout)
-        self._thread_name_prefix = thread_name_prefix or f"ThreadPool-{ThreadPool._counter()}"
-        self._initializer = initializer
+        self._thread_name_prefix = (
+            # Named and counted as the standard library's pools.
+            thread_name_prefix or f"ThreadPoolExecutor-{_next_number()}"
+        )
+        self._initializer: Callable[..., Any] | None = initializer
         self._initargs = initargs
         self._started: set[threading.Thread] = set()
-        self._work_queue = _Queue(self)
+        self._work_queue = _Queue(self)  # type: ignore[assignment]
         _pools.add(self)
 
     @property
-    def _threads(self) -> set[threading.Thread]:
+    def _threads(self) -> set[threading.Thread]:  # type: ignore[override]
         return {thread for thread in self._started if thread.is_alive() or thread.ident is None}
 
     def _start_thread(self, worker: _rondel.ThreadWorker) -> None:
@@ -118,6 +121,7 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
         Args:
             wait: Return when the threads have ended, rather than at once.
             cancel_futures: Cancel the calls that no thread has begun.
+
         """
         self._close(cancel_futures)
         if wait:
@@ -170,7 +174,7 @@ threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def is_thread_pool(executor: concurrent.futures.Executor) -> bool:
+def is_thread_pool(executor: concurrent.futures.Executor) -> TypeGuard[ThreadPool]:
     """Whether calls may go past ``executor.submit()``: it is a thread pool of ours whose submit()
     nobody has replaced.
     """

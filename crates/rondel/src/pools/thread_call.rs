@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyContext, PyDict, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyContext, PyDict, PyString, PyTuple};
 use rondel_pool::threads::Ticket;
 use rondel_reactor::poller::Waker;
 
@@ -27,6 +28,30 @@ use crate::event_loop::Loop;
 use crate::ffi::confined::Confined;
 use crate::ffi::context;
 use crate::imports;
+
+/// Names that workers use, made before there is a worker: a thread that makes one of them at the
+/// moment of a fork() would leave it locked for ever in the child.
+struct Names {
+    cancelled: Py<PyString>,
+    set_running: Py<PyString>,
+    set_result: Py<PyString>,
+    set_exception: Py<PyString>,
+}
+
+fn names(py: Python<'_>) -> &Names {
+    static NAMES: PyOnceLock<Names> = PyOnceLock::new();
+    NAMES.get_or_init(py, || Names {
+        cancelled: PyString::intern(py, "cancelled").unbind(),
+        set_running: PyString::intern(py, "set_running_or_notify_cancel").unbind(),
+        set_result: PyString::intern(py, "set_result").unbind(),
+        set_exception: PyString::intern(py, "set_exception").unbind(),
+    })
+}
+
+/// To be called when the module is made.
+pub fn prepare(py: Python<'_>) {
+    names(py);
+}
 
 /// What is to be called.
 pub struct Work {
@@ -110,7 +135,7 @@ impl Call {
         let py = slf.py();
         let this = slf.get();
         let Some((pool, ticket)) = this.state.get(py).place.take() else { return Ok(()) };
-        if !future.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
+        if !future.call_method0(&names(py).cancelled)?.is_truthy()? {
             return Ok(());
         }
         let Some(taken_back) = pool.crew.take_back(ticket) else { return Ok(()) };
@@ -127,7 +152,7 @@ impl Call {
 
 /// No worker will come to a cancelled future any more: tells those who wait for it.
 fn notify_cancelled(future: &Bound<'_, PyAny>) -> PyResult<()> {
-    future.call_method0(intern!(future.py(), "set_running_or_notify_cancel")).map(drop)
+    future.call_method0(&names(future.py()).set_running).map(drop)
 }
 
 /// Calls, on a worker's thread, and sends the outcome on its way. Returns whom to wake for it.
@@ -157,7 +182,7 @@ fn run_for_loop(
 ) -> Option<Waker> {
     let is_cancelled = || {
         future
-            .call_method0(py, intern!(py, "cancelled"))
+            .call_method0(py, &names(py).cancelled)
             .and_then(|answer| answer.is_truthy(py))
             .unwrap_or(false)
     };
@@ -180,14 +205,14 @@ fn run_for_loop(
 
 fn run_concurrent(future: &Bound<'_, PyAny>, work: Work) -> PyResult<()> {
     let py = future.py();
-    let may_run = future.call_method0(intern!(py, "set_running_or_notify_cancel"))?;
+    let may_run = future.call_method0(&names(py).set_running)?;
     if !may_run.is_truthy()? {
         return Ok(());
     }
     let outcome = work.call(py);
     match outcome {
-        Ok(result) => future.call_method1(intern!(py, "set_result"), (result,)),
-        Err(error) => future.call_method1(intern!(py, "set_exception"), (exception(py, &error),)),
+        Ok(result) => future.call_method1(&names(py).set_result, (result,)),
+        Err(error) => future.call_method1(&names(py).set_exception, (exception(py, &error),)),
     }
     .map(drop)
 }
@@ -209,7 +234,7 @@ fn deliver(target: &Bound<'_, PyAny>) -> PyResult<()> {
     }
     future.call_method1(intern!(py, "remove_done_callback"), (call,))?;
     match outcome {
-        Ok(result) => future.call_method1(intern!(py, "set_result"), (result,)).map(drop),
+        Ok(result) => future.call_method1(&names(py).set_result, (result,)).map(drop),
         Err(error) => set_exception(future, &error),
     }
 }
@@ -218,7 +243,7 @@ fn deliver(target: &Bound<'_, PyAny>) -> PyResult<()> {
 fn set_exception(future: &Bound<'_, PyAny>, error: &PyErr) -> PyResult<()> {
     let py = future.py();
     let raised = imports::convert_future_exception(py)?.call1((exception(py, error),))?;
-    let set = |raised| future.call_method1(intern!(py, "set_exception"), (raised,)).map(drop);
+    let set = |raised| future.call_method1(&names(py).set_exception, (raised,)).map(drop);
     // Up to 3.11 a future refuses StopIteration, and asyncio's would stay pending for ever.
     set(raised).or_else(|refusal| set(exception(py, &refusal)))
 }
@@ -268,9 +293,9 @@ pub fn fail(py: Python<'_>, call: &Bound<'_, Call>, error: PyErr) -> PyResult<()
             }
             Ok(())
         }
-        Some(Target::Concurrent(future)) => future
-            .call_method1(py, intern!(py, "set_exception"), (exception(py, &error),))
-            .map(drop),
+        Some(Target::Concurrent(future)) => {
+            future.call_method1(py, &names(py).set_exception, (exception(py, &error),)).map(drop)
+        }
         None => Ok(()),
     }
 }

@@ -149,22 +149,19 @@ impl ThreadPool {
     fn _run_for<'py>(
         slf: &Bound<'py, Self>,
         event_loop: &Bound<'py, Loop>,
-        function: Py<PyAny>,
+        function: &Bound<'py, PyAny>,
         args: Bound<'py, PyTuple>,
         kwargs: Option<Bound<'py, PyDict>>,
         carry: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let py = slf.py();
-        let shared = slf.get().shared(py);
-        shared.check_open(py)?;
-        // Through the attribute: programs override it.
-        let future = event_loop.call_method0(intern!(py, "create_future"))?;
-        let context = if carry { Some(context::copy_current(py)?.unbind()) } else { None };
-        let work =
-            Work { function, args: args.unbind(), kwargs: kwargs.map(Bound::unbind), context };
-        let target = Target::Loop(event_loop.clone().unbind(), future.clone().unbind());
-        put(slf, shared, work, target, &future)?;
-        Ok(future)
+        let context = if carry { Some(context::copy_current(slf.py())?.unbind()) } else { None };
+        let work = Work {
+            function: function.clone().unbind(),
+            args: args.unbind(),
+            kwargs: kwargs.map(Bound::unbind),
+            context,
+        };
+        run_for(slf, event_loop, work)
     }
 
     /// Take no more calls; with ``cancel`` those that are queued are cancelled.
@@ -237,6 +234,66 @@ impl Drop for ThreadPool {
     }
 }
 
+/// `loop.run_in_executor()`. Calls in a thread pool of ours stay native; the others are Python's.
+pub fn run_in_executor<'py>(
+    event_loop: &Bound<'py, Loop>,
+    executor: &Bound<'py, PyAny>,
+    function: &Bound<'py, PyAny>,
+    args: Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = event_loop.py();
+    let state = event_loop.get().state(py);
+    state.check_closed()?;
+    if !state.debug.get()
+        && let Some(pool) = own_pool(event_loop, executor)?
+    {
+        let function = function.clone().unbind();
+        let work = Work { function, args: args.unbind(), kwargs: None, context: None };
+        return run_for(&pool, event_loop, work);
+    }
+    event_loop.call_method1(intern!(py, "_run_in_executor"), (executor, function, args))
+}
+
+/// The executor, if it is one of ours just as it was made: a subclass, or a program that has put
+/// something else in the place of `submit`, is asked through that.
+fn own_pool<'py>(
+    event_loop: &Bound<'py, Loop>,
+    executor: &Bound<'py, PyAny>,
+) -> PyResult<Option<Bound<'py, ThreadPool>>> {
+    let py = event_loop.py();
+    let executor = if executor.is_none() {
+        if event_loop.getattr(intern!(py, "_executor_shutdown_called"))?.is_truthy()? {
+            return Ok(None);
+        }
+        event_loop.getattr(intern!(py, "_default_executor"))?
+    } else {
+        executor.clone()
+    };
+    if !executor.get_type().is(imports::thread_pool(py)?) {
+        return Ok(None);
+    }
+    let attributes = executor.getattr(intern!(py, "__dict__"))?;
+    if attributes.contains(intern!(py, "submit"))? {
+        return Ok(None);
+    }
+    Ok(Some(executor.cast_into()?))
+}
+
+fn run_for<'py>(
+    pool: &Bound<'py, ThreadPool>,
+    event_loop: &Bound<'py, Loop>,
+    work: Work,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = pool.py();
+    let shared = pool.get().shared(py);
+    shared.check_open(py)?;
+    // Through the attribute: programs override it.
+    let future = event_loop.call_method0(intern!(py, "create_future"))?;
+    let target = Target::Loop(event_loop.clone().unbind(), future.clone().unbind());
+    put(pool, shared, work, target, &future)?;
+    Ok(future)
+}
+
 /// Queues a call, and wakes or starts a thread for it.
 fn put(
     pool: &Bound<'_, ThreadPool>,
@@ -304,8 +361,9 @@ impl Worker {
                         // The call has forked, and this is the child: nobody is left to work for.
                         return;
                     }
-                    calls = calls.wrapping_add(1);
-                    if calls.is_multiple_of(CALLS_PER_RELEASE) {
+                    calls += 1;
+                    if calls == CALLS_PER_RELEASE {
+                        calls = 0;
                         let wake = wake.take();
                         py.detach(|| ring(wake));
                     }
