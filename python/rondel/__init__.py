@@ -18,6 +18,7 @@ from ._rondel import Handle, SocketTransport, TimerHandle, __version__
 from .generators import coroutine
 from .loop import Loop, new_event_loop
 from .policy import EventLoopPolicy, install, uninstall
+from .pools import ThreadPool, to_thread
 from .running import run
 from .server import Server
 
@@ -27,11 +28,13 @@ __all__ = (
     "Loop",
     "Server",
     "SocketTransport",
+    "ThreadPool",
     "TimerHandle",
     "__version__",
     "coroutine",
     "install",
     "new_event_loop",
     "run",
+    "to_thread",
     "uninstall",
 )

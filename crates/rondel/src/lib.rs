@@ -7,6 +7,7 @@
 //! | [`event_loop`] | the Loop object: scheduling, one turn, life cycle, debug, watched descriptors |
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
 //! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
+//! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`sendfile`] | sending files by the system call |
@@ -28,6 +29,7 @@ mod event_loop;
 mod ffi;
 mod handle;
 mod imports;
+mod pools;
 mod process;
 mod sendfile;
 mod sock;
@@ -66,6 +68,10 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<transport::tls::layer::TlsLayer>()?;
     module.add_class::<transport::tls::app::TlsTransport>()?;
     module.add_class::<coroutine::Coroutine>()?;
+    module.add_class::<pools::threads::ThreadPool>()?;
+    module.add_class::<pools::threads::Worker>()?;
+    module.add_class::<pools::thread_call::Call>()?;
+    pools::thread_call::prepare(py);
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }
