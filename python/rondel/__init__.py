@@ -15,6 +15,7 @@ if _sys.platform == "win32":
     raise ImportError("rondel supports Linux and macOS; on Windows use asyncio's own event loops")
 
 from ._rondel import Handle, SocketTransport, TimerHandle, __version__
+from .advice import Recommendation, choose, rule
 from .generators import coroutine
 from .loop import Loop, new_event_loop
 from .policy import EventLoopPolicy, install, uninstall
@@ -26,14 +27,17 @@ __all__ = (
     "EventLoopPolicy",
     "Handle",
     "Loop",
+    "Recommendation",
     "Server",
     "SocketTransport",
     "ThreadPool",
     "TimerHandle",
     "__version__",
+    "choose",
     "coroutine",
     "install",
     "new_event_loop",
+    "rule",
     "run",
     "to_thread",
     "uninstall",

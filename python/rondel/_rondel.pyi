@@ -80,6 +80,16 @@ class ChildWatch:
     def start(self, pid: int) -> None: ...
 
 @final
+class Sampler:
+    def __new__(
+        cls,
+        interval: float,
+        report: Callable[[float, bool, list[tuple[int, str]]], object] | None = None,
+    ) -> Self: ...
+    def start(self) -> None: ...
+    def stop(self) -> tuple[float, float]: ...
+
+@final
 class SubprocessPipe:
     def __new__(cls, event_loop: Loop, process: asyncio.SubprocessTransport, fd: int) -> Self: ...
     @property

@@ -13,6 +13,7 @@
 //! | [`sendfile`] | sending files by the system call |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
+//! | [`sampler`] | what the process's threads are doing, and whether the GIL is held |
 //! | [`imports`] | names of the standard library that are looked up once |
 //! | [`ffi`] | every unsafe call into CPython; nothing unsafe about Python is outside it |
 //!
@@ -31,6 +32,7 @@ mod handle;
 mod imports;
 mod pools;
 mod process;
+mod sampler;
 mod sendfile;
 mod sock;
 mod transport;
@@ -72,6 +74,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<pools::threads::Worker>()?;
     module.add_class::<pools::thread_call::Call>()?;
     pools::thread_call::prepare(py);
+    module.add_class::<sampler::Sampler>()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }
