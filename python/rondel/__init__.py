@@ -22,8 +22,10 @@ from .policy import EventLoopPolicy, install, uninstall
 from .pools import ThreadPool, to_thread
 from .running import run
 from .server import Server
+from .watchdog import Blocked, Watch, watch
 
 __all__ = (
+    "Blocked",
     "EventLoopPolicy",
     "Handle",
     "Loop",
@@ -32,6 +34,7 @@ __all__ = (
     "SocketTransport",
     "ThreadPool",
     "TimerHandle",
+    "Watch",
     "__version__",
     "choose",
     "coroutine",
@@ -41,4 +44,5 @@ __all__ = (
     "run",
     "to_thread",
     "uninstall",
+    "watch",
 )

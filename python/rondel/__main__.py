@@ -11,6 +11,7 @@ import types
 from . import __version__
 from .advice import command as advice
 from .policy import install
+from .watchdog import parse_threshold
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -23,13 +24,27 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="run an asyncio program on rondel's event loop, unchanged",
         description="Run an asyncio program on rondel's event loop, unchanged.",
-        usage="rondel run SCRIPT [ARGUMENT ...]\n       rondel run -m MODULE [ARGUMENT ...]",
+        usage=(
+            "rondel run [--watch TIME] SCRIPT [ARGUMENT ...]\n"
+            "       rondel run [--watch TIME] -m MODULE [ARGUMENT ...]"
+        ),
     )
     run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
+    run.add_argument(
+        "--watch",
+        metavar="TIME",
+        type=_threshold,
+        help="report callbacks that block the loop for TIME (100ms, 0.5s) or longer",
+    )
     run.add_argument("program", help="the script's path, or the module's name with -m")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
     advice.add_parser(commands)
     return parser
+
+
+def _threshold(text: str) -> str:
+    parse_threshold(text)
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.command == "advise":
         return advice.advise(options, _run_script)
+    if options.watch is not None:
+        os.environ["RONDEL_WATCH"] = options.watch
     install()
     # The program finds what it would find under python: its arguments and, first on the path, its
     # own folder instead of rondel's.

@@ -90,6 +90,19 @@ class Sampler:
     def stop(self) -> tuple[float, float]: ...
 
 @final
+class Watchdog:
+    def __new__(
+        cls,
+        event_loop: Loop,
+        threshold: float,
+        signal: int,
+        path: str,
+        report: Callable[[float, str, str, Any], object],
+    ) -> Self: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+@final
 class SubprocessPipe:
     def __new__(cls, event_loop: Loop, process: asyncio.SubprocessTransport, fd: int) -> Self: ...
     @property

@@ -1,6 +1,7 @@
 """The event loop: the native part plus what happens once per connection, or more rarely."""
 
 import asyncio
+import os
 import warnings
 import weakref
 from asyncio import coroutines
@@ -8,6 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Self
 
 from .sendfile import Sendfile
+from .watchdog import Watch, parse_threshold, watch
 
 
 class Loop(Sendfile, asyncio.AbstractEventLoop):
@@ -32,6 +34,12 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
         super().__init__()
         self._asyncgens: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
         self._asyncgens_shutdown_called = False
+        self._watches: list[Watch] = []
+        if threshold := os.environ.get("RONDEL_WATCH"):
+            watch(self, threshold=parse_threshold(threshold))
+
+    def _watch_ended_by_close(self, watch: Watch) -> None:
+        self._watches.append(watch)
 
     def __repr__(self) -> str:
         return (
@@ -49,6 +57,8 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
         if self.is_closed():
             return
         self._log_debug("Close %r", self)
+        for ended in self._watches:
+            ended.stop()
         self._close_signals()
         self._close()
         self._close_executor()

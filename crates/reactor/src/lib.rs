@@ -27,5 +27,6 @@ pub mod pipe;
 pub mod poller;
 pub mod sendfile;
 pub mod slab;
+pub mod threads;
 pub mod timers;
 pub mod write_queue;

@@ -14,6 +14,7 @@
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
 //! | [`sampler`] | what the process's threads are doing, and whether the GIL is held |
+//! | [`watch`] | the watchdog that shows what blocks the loop |
 //! | [`imports`] | names of the standard library that are looked up once |
 //! | [`ffi`] | every unsafe call into CPython; nothing unsafe about Python is outside it |
 //!
@@ -36,6 +37,7 @@ mod sampler;
 mod sendfile;
 mod sock;
 mod transport;
+mod watch;
 
 use pyo3::prelude::*;
 
@@ -75,6 +77,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<pools::thread_call::Call>()?;
     pools::thread_call::prepare(py);
     module.add_class::<sampler::Sampler>()?;
+    module.add_class::<watch::Watchdog>()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

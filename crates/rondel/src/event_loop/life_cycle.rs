@@ -42,6 +42,9 @@ fn set_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let hooks = imports::get_asyncgen_hooks(py)?.call0()?;
     state.saved_hooks.replace(Some(hooks.unbind()));
     state.thread_id.set(Some(debug::thread_ident()));
+    if let Some(watching) = &*state.watching.borrow() {
+        watching.enter();
+    }
     let result = install_hooks(event_loop)
         .and_then(|()| imports::set_running_loop(py)?.call1((event_loop,)).map(drop));
     if result.is_err() {
@@ -143,6 +146,7 @@ pub fn drop_work(state: &State) {
     drop(state.events.take());
     drop(state.unflushed.take());
     drop(state.watched.take());
+    drop(state.watching.take());
     drop(state.registrar.take());
     drop(state.waker.take());
     drop(state.poller.take());

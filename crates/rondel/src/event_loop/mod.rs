@@ -40,6 +40,7 @@ use rondel_reactor::timers::Timers;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
+use crate::watch::Watching;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
 pub type Step = fn(&Bound<'_, PyAny>) -> PyResult<()>;
@@ -128,6 +129,9 @@ pub struct State {
     pub closed: Cell<bool>,
     pub stopping: Cell<bool>,
     pub debug: Cell<bool>,
+    /// Whether somebody watches for callbacks that block the loop, and who.
+    pub watched_over: Cell<bool>,
+    pub watching: RefCell<Option<Watching>>,
     /// The thread that runs the loop (`threading.get_ident()`).
     pub thread_id: Cell<Option<u64>>,
     /// The process that made the loop: a forked child must not touch its poller.
@@ -171,6 +175,8 @@ impl State {
             closed: Cell::new(false),
             stopping: Cell::new(false),
             debug: Cell::new(debug),
+            watched_over: Cell::new(false),
+            watching: RefCell::default(),
             thread_id: Cell::new(None),
             generation: fork::generation(),
             slow_callback_duration: Cell::new(0.1),
@@ -367,6 +373,9 @@ fn traverse(state: &State, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
             Ready::Handle(handle) => handle.traverse(visit)?,
             Ready::Step(target, _) => visit.call(target)?,
         }
+    }
+    for watching in state.watching.try_borrow().iter().flat_map(|watching| watching.iter()) {
+        watching.traverse(visit)?;
     }
     for handle in state.timers.try_borrow().iter().flat_map(|timers| timers.iter()) {
         handle.traverse(visit)?;

@@ -25,6 +25,7 @@ use rondel_reactor::slab::Key;
 use super::watching::{self, Side};
 use super::{Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions};
 use crate::ffi::handle::HandleRef;
+use crate::watch;
 
 /// Nanoseconds between looks at the poller while callbacks are ready.
 const POLL_INTERVAL: u64 = 50_000;
@@ -204,6 +205,17 @@ fn run_handle<'py>(
     if handle.is_cancelled() {
         return Ok(());
     }
+    let py = event_loop.py();
+    if state.watched_over.get() {
+        return watch::watched(py, state, &handle.bind(py), || {
+            run_timed(event_loop, state, handle)
+        });
+    }
+    run_timed(event_loop, state, handle)
+}
+
+#[inline]
+fn run_timed(event_loop: &Bound<'_, Loop>, state: &State, handle: &HandleRef) -> PyResult<()> {
     if state.debug.get() {
         return debug::timed(event_loop, handle, || run_plain(event_loop.py(), state, handle));
     }
@@ -227,7 +239,7 @@ fn run_step(
     target: &Bound<'_, PyAny>,
     step: Step,
 ) -> PyResult<()> {
-    let result = debug::timed_native(event_loop, target, || step(target));
+    let result = observed(event_loop, state, target, || step(target));
     end_of_callback(event_loop.py(), state);
     report_native(event_loop, target, result)
 }
@@ -240,9 +252,25 @@ fn run_native(
     on_event: OnEvent,
     readiness: Readiness,
 ) -> PyResult<()> {
-    let result = debug::timed_native(event_loop, target, || on_event(target, readiness));
+    let result = observed(event_loop, state, target, || on_event(target, readiness));
     end_of_callback(event_loop.py(), state);
     report_native(event_loop, target, result)
+}
+
+/// Runs native code under the eyes of debug mode and of the watchdog.
+#[inline]
+fn observed(
+    event_loop: &Bound<'_, Loop>,
+    state: &State,
+    target: &Bound<'_, PyAny>,
+    run: impl FnOnce() -> PyResult<()>,
+) -> PyResult<()> {
+    if state.watched_over.get() {
+        return watch::watched(event_loop.py(), state, target, || {
+            debug::timed_native(event_loop, target, run)
+        });
+    }
+    debug::timed_native(event_loop, target, run)
 }
 
 /// Reports what a native callback raised. Stream transports handle their protocols' exceptions

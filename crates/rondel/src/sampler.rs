@@ -5,14 +5,13 @@
 //! without the GIL, then takes the GIL and measures how long that took: a free one is had at once,
 //! a held one after the holder's switch interval or when its C code returns.
 
-mod kernel;
-
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use rondel_reactor::threads;
 
 /// A wait for the GIL that is longer met a thread that held it: taking a free one costs a lock.
 const HELD: Duration = Duration::from_micros(20);
@@ -104,17 +103,17 @@ impl Sampler {
 fn sample(shared: &Shared, interval: Duration, report: Option<&Py<PyAny>>) -> Outcome {
     let mut sampled = Sampled::default();
     let outcome = Python::attach(|py| {
-        let me = kernel::own_thread();
+        let me = threads::own_thread();
         let mut last = Instant::now();
         loop {
             let tick = py.detach(|| {
                 if pause(shared, interval) {
                     return None;
                 }
-                let threads = if report.is_some() { kernel::threads(me) } else { Vec::new() };
-                Some((threads, Instant::now()))
+                let seen = if report.is_some() { threads::doing_but(me) } else { Vec::new() };
+                Some((seen, Instant::now()))
             });
-            let Some((threads, before)) = tick else { return Ok(()) };
+            let Some((seen, before)) = tick else { return Ok(()) };
             let now = Instant::now();
             let held = now - before > HELD;
             // A tick stands for the time since the last one: those that wait for the GIL are fewer.
@@ -123,7 +122,8 @@ fn sample(shared: &Shared, interval: Duration, report: Option<&Py<PyAny>>) -> Ou
             sampled.total += seconds;
             sampled.held += if held { seconds } else { Duration::ZERO };
             if let Some(report) = report {
-                report.call1(py, (seconds.as_secs_f64(), held, threads))?;
+                let seen: Vec<_> = seen.into_iter().map(|(id, doing)| (id, doing.name())).collect();
+                report.call1(py, (seconds.as_secs_f64(), held, seen))?;
             }
         }
     });

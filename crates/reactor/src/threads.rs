@@ -3,11 +3,12 @@
 //! From /proc (proc(5)): `task/TID/syscall` names the call that a thread is blocked in, or says that
 //! it is running. Where that is not to be read (another system, a sandbox), no thread is reported.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 /// What a thread is doing.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Their names say it.
 pub enum Doing {
     Running,
     Sleeping,
@@ -21,7 +22,7 @@ pub enum Doing {
 }
 
 impl Doing {
-    /// Its name for Python.
+    /// Its name, for people and programs.
     pub fn name(self) -> &'static str {
         match self {
             Doing::Running => "running",
@@ -43,23 +44,49 @@ pub fn own_thread() -> u32 {
 }
 
 /// What each thread of this process but `me` is doing.
-pub fn threads(me: u32) -> Vec<(u32, &'static str)> {
+pub fn doing_but(me: u32) -> Vec<(u32, Doing)> {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else { return Vec::new() };
     tasks
         .flatten()
         .filter_map(|task| {
             let id = number(&task.path()).filter(|id| *id != me)?;
-            let call = fs::read_to_string(task.path().join("syscall")).ok()?;
-            Some((id, classify(&call).name()))
+            Some((id, doing(id)?))
         })
         .collect()
+}
+
+/// What one thread of this process is doing; None where that is not to be known.
+pub fn doing(thread: u32) -> Option<Doing> {
+    let call = fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).ok()?;
+    Some(classify(&call))
+}
+
+/// Sends a signal to one thread of this process.
+///
+/// # Errors
+/// The system call's; `Unsupported` on a system that has no such call.
+#[cfg(target_os = "linux")]
+pub fn signal(thread: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: tgkill() takes numbers only, and checks that the thread is one of this process.
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sends a signal to one thread of this process.
+///
+/// # Errors
+/// `Unsupported`: this system has no such call.
+#[cfg(not(target_os = "linux"))]
+pub fn signal(_thread: u32, _signal: i32) -> io::Result<()> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
 }
 
 fn number(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.parse().ok()
 }
 
-/// Read one line of `syscall`: "running", or the call's number and its arguments in hexadecimal.
+/// Reads one line of `syscall`: "running", or the call's number and its arguments in hexadecimal.
+#[cfg(target_os = "linux")]
 fn classify(line: &str) -> Doing {
     let mut words = line.split_ascii_whitespace();
     let Some(Ok(call)) = words.next().map(str::parse::<libc::c_long>) else {
@@ -120,7 +147,13 @@ fn classify(line: &str) -> Doing {
     }
 }
 
+#[cfg(not(target_os = "linux"))]
+fn classify(_line: &str) -> Doing {
+    Doing::Other
+}
+
 /// What a thread that reads or writes this descriptor waits for.
+#[cfg(target_os = "linux")]
 fn descriptor(fd: i64) -> Doing {
     let Ok(target) = fs::read_link(format!("/proc/self/fd/{fd}")) else { return Doing::Other };
     let target = target.to_string_lossy();
@@ -132,5 +165,77 @@ fn descriptor(fd: i64) -> Doing {
         Doing::File
     } else {
         Doing::Other
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Looks at a new thread until it is found doing what is expected.
+    fn found(expected: Doing, body: impl FnOnce() + Send + 'static) {
+        let (tell, told) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let _ = tell.send(own_thread());
+            body();
+        });
+        let id = told.recv().expect("the thread has started");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while doing(id) != Some(expected) {
+            assert!(Instant::now() < deadline, "{:?} instead of {expected:?}", doing(id));
+            thread::yield_now();
+        }
+        assert!(doing_but(0).iter().any(|(other, _)| *other == id));
+        assert!(!doing_but(id).iter().any(|(other, _)| *other == id));
+        drop(thread);
+    }
+
+    #[test]
+    fn a_thread_is_found_sleeping() {
+        found(Doing::Sleeping, || thread::sleep(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_thread_is_found_computing() {
+        found(Doing::Running, || {
+            let end = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+        });
+    }
+
+    #[test]
+    fn a_thread_is_found_waiting_for_a_socket_and_a_lock() {
+        let (mut near, far) = UnixStream::pair().expect("a pair of sockets");
+        near.set_read_timeout(Some(Duration::from_secs(1))).expect("a time limit");
+        found(Doing::Socket, move || {
+            let _ = near.read(&mut [0]);
+            drop(far);
+        });
+        found(Doing::Lock, || thread::park_timeout(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn lines_are_classified() {
+        let read = libc::SYS_pread64;
+        assert_eq!(classify("running\n"), Doing::Running);
+        assert_eq!(classify(&format!("{read} 0x3 0x0")), Doing::File);
+        assert_eq!(classify(&format!("{} 0x0", libc::SYS_pselect6)), Doing::Sleeping);
+        assert_eq!(classify(&format!("{} 0x4", libc::SYS_pselect6)), Doing::Polling);
+        assert_eq!(classify("-1 0x0"), Doing::Other);
+        assert_eq!(classify(""), Doing::Running);
+    }
+
+    #[test]
+    fn only_threads_of_this_process_are_signalled() {
+        assert!(signal(1, 0).is_err());
+        assert!(signal(own_thread(), 0).is_ok());
     }
 }
