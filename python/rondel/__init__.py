@@ -19,13 +19,15 @@ from .advice import Recommendation, choose, rule
 from .generators import coroutine
 from .loop import Loop, new_event_loop
 from .policy import EventLoopPolicy, install, uninstall
-from .pools import ThreadPool, to_thread
+from .pools import DaskPool, InterpreterPool, ThreadPool, offload, offload_map, to_thread
 from .running import run
 from .server import Server
 
 __all__ = (
+    "DaskPool",
     "EventLoopPolicy",
     "Handle",
+    "InterpreterPool",
     "Loop",
     "Recommendation",
     "Server",
@@ -37,6 +39,8 @@ __all__ = (
     "coroutine",
     "install",
     "new_event_loop",
+    "offload",
+    "offload_map",
     "rule",
     "run",
     "to_thread",
