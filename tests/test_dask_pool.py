@@ -163,15 +163,15 @@ def test_workers_that_may_run_it(pool: rondel.DaskPool, cluster: Cluster) -> Non
         pool.with_options(nodes="one")
 
 
-def test_data_that_is_there_already(pool: rondel.DaskPool) -> None:
+def test_data_that_is_there_already(pool: rondel.DaskPool, cluster: Cluster) -> None:
     (address,) = (
         address
         for address, worker in pool.client.scheduler_info()["workers"].items()
         if worker["name"] == "two"
     )
-    data = pool.client.scatter(list(range(1000)), workers=[address], hash=False)
-    assert pool.submit(sum, data).result(LIMIT) == sum(range(1000))
-    assert list(pool.client.who_has([data]).values()) == [(address,)]
+    data = pool.client.scatter(b"x" * 100_000, workers=[address], hash=False)
+    found = pool.submit(offloaded.size_and_process, data).result(LIMIT)
+    assert found == (100_000, cluster.workers["two"].pid)
 
 
 FAILURES_LEFT = """
@@ -221,7 +221,7 @@ def test_cancellation(pool: rondel.DaskPool) -> None:
     started = time.monotonic()
     assert only.submit(offloaded.double, 1).result(LIMIT) == 2
     assert time.monotonic() - started < 20
-    assert all(call.done() for call in busy)
+    assert all(call.result(LIMIT) for call in busy)
 
 
 def test_shutdown(cluster: Cluster) -> None:

@@ -52,3 +52,7 @@ def process_number(_: object = None) -> int:
 def sleep_and_tell(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
+
+
+def size_and_process(data: bytes) -> tuple[int, int]:
+    return len(data), os.getpid()

@@ -59,7 +59,7 @@ class _Engine:
         self.owned = owned
         self._lock = threading.Lock()
         self._outgoing: collections.deque[_Call] = collections.deque()
-        self._ended: collections.deque[_Call] = collections.deque()
+        self._ended: collections.deque[tuple[_Call, Any]] = collections.deque()
         self._sending = self._fetching = False
 
     def send(self, call: _Call) -> None:
@@ -112,8 +112,8 @@ class _Engine:
             call.remote = remote
             remote.add_done_callback(functools.partial(self._note_ended, call))
 
-    def _note_ended(self, call: _Call, _remote: Any) -> None:
-        self._ended.append(call)
+    def _note_ended(self, call: _Call, remote: Any) -> None:
+        self._ended.append((call, remote))
         with self._lock:
             begin, self._fetching = not self._fetching, True
         if begin:
@@ -125,31 +125,30 @@ class _Engine:
                 if not self._ended:
                     self._fetching = False
                     return
-            calls = []
+            good: list[tuple[_Call, Any]] = []
+            bad: list[tuple[_Call, Any]] = []
             while self._ended:
-                calls.append(self._ended.popleft())
-            good = [call for call in calls if call.remote.status == "finished"]
-            bad = [call for call in calls if call.remote.status != "finished"]
+                call, remote = self._ended.popleft()
+                (good if remote.status == "finished" else bad).append((call, remote))
             try:
-                results = await self._gather(good)
+                results = await self._gather([remote for _, remote in good])
             except BaseException:
-                # Some are lost or broken: each on its own, to know which.
+                # Some are lost, broken or cancelled: each on its own, to know which.
                 bad += good
             else:
-                for call, result in zip(good, results, strict=True):
+                for (call, _), result in zip(good, results, strict=True):
                     _settle(call, result)
-            for call in bad:
+            for call, remote in bad:
                 try:
-                    (result,) = await self._gather([call])
+                    (result,) = await self._gather([remote])
                 except BaseException as error:
                     _settle(call, error=error)
                 else:
                     _settle(call, result)
 
-    async def _gather(self, calls: list[_Call]) -> list[Any]:
-        if not calls:
+    async def _gather(self, remotes: list[Any]) -> list[Any]:
+        if not remotes:
             return []
-        remotes = [call.remote for call in calls]
         results: list[Any] = await self.client.gather(remotes, asynchronous=True)
         return results
 
