@@ -67,6 +67,9 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
 
     """
 
+    # A submit() that calls may go past, to _run_for(); other ones must be called.
+    _direct_submit = _rondel.ThreadPool.submit
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -101,7 +104,7 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
         """Called by submit() when one more thread is worth having."""
         thread = threading.Thread(
             name=f"{self._thread_name_prefix}_{worker.number}",
-            target=_work,
+            target=self._work,
             args=(worker, self._initializer, self._initargs),
         )
         self._started = self._threads  # without those that have ended
@@ -114,6 +117,14 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
             _all_threads.discard(thread)
             worker.dismiss()
             raise
+
+    @staticmethod
+    def _work(
+        worker: _rondel.ThreadWorker,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+    ) -> None:
+        work(worker, initializer, initargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; end the threads when those that were made are done.
@@ -135,7 +146,7 @@ def _usable_processors() -> int | None:
     return count()
 
 
-def _work(
+def work(
     worker: _rondel.ThreadWorker,
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
@@ -180,12 +191,9 @@ def is_thread_pool(executor: concurrent.futures.Executor) -> TypeGuard[ThreadPoo
     """
     return (
         isinstance(executor, ThreadPool)
-        and type(executor).submit is _SUBMIT
+        and type(executor).submit is type(executor)._direct_submit
         and "submit" not in executor.__dict__
     )
-
-
-_SUBMIT = ThreadPool.submit
 
 
 async def to_thread(func: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
