@@ -70,7 +70,7 @@ impl Waiting {
 }
 
 /// A coroutine that is implemented in Rust.
-#[pyclass(frozen, weakref, module = "rondel._rondel", name = "Coroutine")]
+#[pyclass(frozen, weakref, generic, module = "rondel._rondel", name = "Coroutine")]
 pub struct Coroutine {
     name: &'static str,
     body: Confined<RefCell<Option<Body>>>,
@@ -94,6 +94,21 @@ impl Coroutine {
             started: Confined::new(Cell::new(false)),
             running: Confined::new(Cell::new(false)),
         }
+    }
+
+    /// A coroutine that goes on with this one's result.
+    pub fn then(
+        mut self,
+        name: &'static str,
+        next: impl FnOnce(Py<PyAny>) -> PyResult<Py<PyAny>> + 'static,
+    ) -> Self {
+        let body = self.body.get_mut().get_mut().take();
+        if let Some(body) = body {
+            let body: Body = Box::pin(async move { next(body.await?) });
+            self.body.get_mut().replace(Some(body));
+        }
+        self.name = name;
+        self
     }
 
     fn resume(&self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Py<PyAny>> {

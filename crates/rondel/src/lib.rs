@@ -10,6 +10,7 @@
 //! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
+//! | [`files`] | files that are opened, read and written on the loop |
 //! | [`sendfile`] | sending files by the system call |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
@@ -28,6 +29,7 @@ mod coroutine;
 mod errors;
 mod event_loop;
 mod ffi;
+mod files;
 mod handle;
 mod imports;
 mod pools;
@@ -75,6 +77,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<pools::thread_call::Call>()?;
     pools::thread_call::prepare(py);
     module.add_class::<sampler::Sampler>()?;
+    files::install(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }
