@@ -9,10 +9,11 @@
     data = await rondel.files.read_bytes("b.bin")
     await rondel.files.write_bytes("b.bin", data, atomic=True, fsync=True)
 
-What is in memory (the file's own buffer, the system's page cache) is read at once, without a thread
-and without a turn of the loop. What would have to wait for a disk is done by the loop's default
-executor. What is written goes to memory first; a thread writes it to the file while the program goes
-on, and what goes wrong there is raised by the next operation, ``flush()`` or ``close()``.
+What is in memory (the file's own buffer, the system's page cache) is read at once, without a
+thread and without a turn of the loop. What would have to wait for a disk is done by the loop's
+default executor. What is written goes to memory first; a thread writes it to the file while the
+program goes on, and what goes wrong there is raised by the next operation, ``flush()`` or
+``close()``.
 
 It works on any asyncio loop. The functions take ``executor`` (a ``concurrent.futures.Executor``)
 instead of the loop's default one, and ``loop``, which is only there for programs that pass it to
@@ -81,7 +82,7 @@ async def _open(file: Path, mode: str, *args: Any, opener: Opener | None, execut
     return await opening.build_in_thread(file, mode, *args, opener, executor=executor)
 
 
-def open(  # noqa: D417
+def open(  # noqa: A001
     file: Path,
     mode: str = "r",
     buffering: int = -1,
@@ -97,9 +98,9 @@ def open(  # noqa: D417
     """Open a file: ``f = await open(...)``, or ``async with open(...) as f``.
 
     The arguments are those of the built-in ``open()``, and so are the errors. ``buffering`` is in
-    bytes; 0 for none (binary files), 1 for line by line (text files). Without it, what is read ahead
-    is what Python reads ahead, and up to 128 KiB of what is written wait in memory before a thread
-    writes them.
+    bytes; 0 for none (binary files), 1 for line by line (text files). Without it, what is read
+    ahead is what Python reads ahead, and up to 128 KiB of what is written wait in memory before a
+    thread writes them.
     """
     return Opening(
         _open(

@@ -1,12 +1,12 @@
 """The kinds of open files, named as in aiofiles.
 
-The operations are native (``rondel._rondel.File``) and are awaited. Each does what the method of the
-same name does of the file that ``open()`` would have returned, with the same results and errors.
+The operations are native (``rondel._rondel.File``) and are awaited. Each does what the method of
+the same name does of the file that ``open()`` would have returned, with the same results and errors.
 """
 
 import io
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .._rondel import Coroutine, File
 
@@ -175,21 +175,21 @@ class AsyncTextIOWrapper(_Common):
 class AsyncIndirectTextIOWrapper(AsyncTextIOWrapper):
     """The text file that a name stands for at the moment, such as ``sys.stdout``."""
 
-    def __new__(cls, find: Callable[[], Any]) -> "AsyncIndirectTextIOWrapper":  # noqa: D102
+    def __new__(cls, find: Callable[[], Any]) -> Self:  # noqa: D102
         return super().__new__(cls, Indirect(find))
 
 
 class AsyncIndirectBufferedIOBase(AsyncBufferedIOBase):
     """The file of bytes that a name stands for at the moment, such as ``sys.stdout.buffer``."""
 
-    def __new__(cls, find: Callable[[], Any]) -> "AsyncIndirectBufferedIOBase":  # noqa: D102
+    def __new__(cls, find: Callable[[], Any]) -> Self:  # noqa: D102
         return super().__new__(cls, Indirect(find))
 
 
 class AsyncIndirectBufferedReader(AsyncBufferedReader):
     """As before, for reading: ``sys.stdin.buffer``."""
 
-    def __new__(cls, find: Callable[[], Any]) -> "AsyncIndirectBufferedReader":  # noqa: D102
+    def __new__(cls, find: Callable[[], Any]) -> Self:  # noqa: D102
         return super().__new__(cls, Indirect(find))
 
 

@@ -46,9 +46,11 @@ def build(
 ) -> Kind:
     """Open a file as ``io.open()`` would, in the calling thread."""
     if not _is_ordinary(file, mode, buffering, encoding, errors, newline):
-        # What is wrong with them is for io.open() to say. What it takes nevertheless is done in
+        # What is wrong with them is for Python to say. What it takes nevertheless is done in
         # threads.
-        other = io.open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        other = open(  # noqa: SIM115
+            file, mode, buffering, encoding, errors, newline, closefd, opener
+        )
         kind = AsyncTextIOWrapper if isinstance(other, io.TextIOBase) else AsyncBufferedReader
         return kind(other, executor=executor, closer=closer)
     if "b" in mode and buffering == 1:
@@ -98,16 +100,19 @@ def wrap_raw(
     if binary:
         kind = AsyncBufferedReader if raw.readable() else AsyncBufferedIOBase
         return kind(buffer, buffer, executor=executor, closer=closer)
-    text = io.TextIOWrapper(buffer, encoding, errors, newline, by_line)  # type: ignore[arg-type]
+    text = io.TextIOWrapper(buffer, encoding, errors, newline, by_line)
     text.mode = mode  # type: ignore[misc]
     quick = raw.readable() and raw.seekable() and _name(text.encoding) in _QUICK
     return AsyncTextIOWrapper(text, buffer, quick=quick, executor=executor, closer=closer)
 
 
-def build_cached(file: Path, mode: str, *args: Any, **options: Any) -> Kind | None:
-    """Open a file for reading if that waits for nothing; None if it would."""
+def build_cached(file: Path, mode: str, *args: Any, executor: Any) -> Kind | None:
+    """Open a file for reading if that waits for nothing; None if it would.
+
+    ``args`` are those of :func:`build` up to ``closefd``.
+    """
     try:
-        return build(file, mode, *args, opener=open_cached, **options)
+        return build(file, mode, *args, open_cached, executor=executor)
     except FileWouldBlock:
         return None
 
@@ -141,12 +146,7 @@ def _is_ordinary(
     if letters - set("axrwb+t") or len(letters) != len(mode) or len(letters & set("axrw")) != 1:
         return False
     if "b" in letters:
-        return (
-            "t" not in letters
-            and encoding is None
-            and errors is None
-            and newline is None
-        )
+        return "t" not in letters and encoding is None and errors is None and newline is None
     return (
         buffering != 0
         and isinstance(encoding, str | None)

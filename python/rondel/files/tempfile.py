@@ -27,7 +27,10 @@ def TemporaryFile(
     loop: Any = None,
     executor: Executor | None = None,
 ) -> Opening[Any]:
-    """Open a file without a name, which is gone when it is closed; as ``tempfile.TemporaryFile()``."""
+    """Open a file without a name, which is gone when it is closed.
+
+    As ``tempfile.TemporaryFile()``.
+    """
     names = {"suffix": suffix, "prefix": prefix, "dir": dir}
     return _open(
         tempfile.TemporaryFile, mode, buffering, encoding, newline, errors, executor, names
@@ -70,7 +73,7 @@ def _open(
     names: dict[str, Any],
 ) -> Opening[Any]:
     def build() -> Kind:
-        if buffering == 0 and "b" not in mode or not _is_ordinary(
+        if (buffering == 0 and "b" not in mode) or not _is_ordinary(
             "", mode, buffering, encoding, errors, newline
         ):
             # Refused in its own words.
@@ -213,7 +216,7 @@ def SpooledTemporaryFile(
     """
 
     async def make() -> AsyncSpooledTemporaryFile:
-        file = tempfile.SpooledTemporaryFile(
+        file = tempfile.SpooledTemporaryFile(  # noqa: SIM115
             max_size, mode, buffering, encoding, newline, suffix, prefix, dir, errors=errors
         )
         return AsyncSpooledTemporaryFile(file, executor)

@@ -4,19 +4,17 @@ import functools
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from .._rondel import Coroutine, call_in_thread
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
-_T_co = TypeVar("_T_co", covariant=True)
 
 
 class Closable(Protocol):
     """What can be closed with an awaited call."""
 
-    def close(self) -> Coroutine[None]:
+    def close(self) -> Awaitable[None]:
         """Close it."""
 
 
@@ -28,7 +26,7 @@ def run(function: Callable[..., _T], *args: Any, **kwargs: Any) -> Coroutine[_T]
     return call_in_thread(None, False, function, *args, **kwargs)
 
 
-def wrap(function: Callable[_P, _T]) -> Callable[..., Awaitable[_T]]:
+def wrap(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """A function that calls the given one in a thread, to be awaited.
 
     It takes ``loop`` and ``executor`` besides the function's own arguments.

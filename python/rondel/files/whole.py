@@ -113,19 +113,16 @@ def _write(path: str | bytes, data: bytes, atomic: bool, fsync: bool) -> int:
             _write_all(file, data, fsync)
         return len(data)
     path = os.path.realpath(path)
-    folder, name = os.path.split(path)
+    folder = os.path.dirname(path)
     suffix = f".{secrets.token_hex(8)}.part"
     part: str | bytes
-    if isinstance(path, bytes):
-        part = path + os.fsencode(suffix)
-    else:
-        part = path + suffix
+    part = path + os.fsencode(suffix) if isinstance(path, bytes) else path + suffix
     try:
         permissions: int | None = modes.S_IMODE(os.stat(path).st_mode)
     except FileNotFoundError:
         permissions = None
     with _named(path):
-        file = open(part, "xb", buffering=0)
+        file = open(part, "xb", buffering=0)  # noqa: SIM115
     try:
         with file, _named(path):
             if permissions is not None:
@@ -209,12 +206,12 @@ async def walk(
     onerror: Callable[[OSError], object] | None = None,
     followlinks: bool = False,
 ) -> AsyncIterator[tuple[Any, list[Any], list[Any]]]:
-    """Walk through a directory and those in it: ``async for path, directories, files in walk(top)``.
+    """Walk through a directory and those in it: ``async for path, dirs, files in walk(top)``.
 
     As ``os.walk()``, which does it, in a thread. Top-down the program may change ``directories`` to
     choose where to go; one directory is read at a time. Bottom-up many are.
     """
-    walking = os.walk(top, topdown, onerror, followlinks)
+    walking: Iterator[Any] = os.walk(top, topdown, onerror, followlinks)  # type: ignore[type-var]
     count = 1 if topdown else _BATCH
     while found := await run(_next, walking, count):
         for item in found:

@@ -749,11 +749,17 @@ impl FileBuffer {
     }
 
     fn readable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.raw(py)?.call_method0(intern!(py, "readable"))
+        match self.state(py).direction {
+            Direction::Write => Ok(false.into_pyobject(py)?.to_owned().into_any()),
+            _ => self.raw(py)?.call_method0(intern!(py, "readable")),
+        }
     }
 
     fn writable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.raw(py)?.call_method0(intern!(py, "writable"))
+        match self.state(py).direction {
+            Direction::Read => Ok(false.into_pyobject(py)?.to_owned().into_any()),
+            _ => self.raw(py)?.call_method0(intern!(py, "writable")),
+        }
     }
 
     #[getter]

@@ -262,16 +262,18 @@ impl Core {
         once: bool,
         patience: Patience,
     ) -> io::Result<()> {
-        while sink.room() > 0 && !(once && sink.filled() > 0) {
+        while sink.room() > 0 {
             let count = if sink.room() > self.size {
                 self.spend(sink.room(), patience)?;
                 sink.read(self.fd, sink.room(), patience)?
+            } else if once && sink.filled() > 0 {
+                0
             } else {
                 let count = self.fill(patience)?;
                 self.give(sink);
                 count
             };
-            if count == 0 {
+            if count == 0 || once {
                 break;
             }
         }

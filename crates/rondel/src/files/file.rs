@@ -247,6 +247,10 @@ fn operation(
         if let Some(value) = done {
             return Ok(value);
         }
+        if turn.is_none() {
+            // A write too large for memory, while a thread writes.
+            turn = Some(turns::wait(&waiting, &file).await?);
+        }
         let (executor, on_thread) = Python::attach(|py| {
             let executor = file.get().state(py).executor.as_ref().map(|it| it.clone_ref(py));
             (executor, file.clone_ref(py))
