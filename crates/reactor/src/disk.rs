@@ -72,11 +72,7 @@ impl<'a> Sink<'a> {
 /// # Errors
 /// The operating system's. `WouldBlock` without [`Patience::Wait`]: when the bytes are not in memory,
 /// and always where the system or the file's kind has no way to tell.
-pub fn read(
-    fd: RawFd,
-    memory: &mut [MaybeUninit<u8>],
-    patience: Patience,
-) -> io::Result<usize> {
+pub fn read(fd: RawFd, memory: &mut [MaybeUninit<u8>], patience: Patience) -> io::Result<usize> {
     if memory.is_empty() {
         return Ok(0);
     }
@@ -178,8 +174,15 @@ pub fn seek(fd: RawFd, offset: i64, whence: i32) -> io::Result<u64> {
 pub fn is_local(fd: RawFd) -> bool {
     // From linux/magic.h: ext2 to ext4, XFS, btrfs, F2FS, tmpfs, ramfs, overlayfs, bcachefs; ZFS.
     const LOCAL: [u32; 9] = [
-        0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x8584_58f6, 0x794c_7630,
-        0xca45_1a4e, 0x2fc1_2fc1,
+        0xef53,
+        0x5846_5342,
+        0x9123_683e,
+        0xf2f5_2010,
+        0x0102_1994,
+        0x8584_58f6,
+        0x794c_7630,
+        0xca45_1a4e,
+        0x2fc1_2fc1,
     ];
     let mut about = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: fstatfs fills the memory it is given, of the right type, when it returns 0.

@@ -60,6 +60,8 @@ def build(
             RuntimeWarning,
             stacklevel=2,
         )
+    if not isinstance(file, int):
+        file = os.fspath(file)
     raw = io.FileIO(file, mode.replace("b", "").replace("t", ""), closefd, opener)
     try:
         return wrap_raw(raw, mode, buffering, encoding, errors, newline, executor, closer)
@@ -106,13 +108,13 @@ def wrap_raw(
     return AsyncTextIOWrapper(text, buffer, quick=quick, executor=executor, closer=closer)
 
 
-def build_cached(file: Path, mode: str, *args: Any, executor: Any) -> Kind | None:
+def build_cached(*args: Any, executor: Any) -> Kind | None:
     """Open a file for reading if that waits for nothing; None if it would.
 
     ``args`` are those of :func:`build` up to ``closefd``.
     """
     try:
-        return build(file, mode, *args, open_cached, executor=executor)
+        return build(*args, open_cached, executor=executor)
     except FileWouldBlock:
         return None
 

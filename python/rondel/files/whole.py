@@ -24,7 +24,7 @@ def read_bytes(path: Name, *, executor: Any = None) -> Coroutine[bytes]:
     OSError as ``open()`` raises it.
     """
     name = os.fspath(path)
-    return read_file(name, name, executor)
+    return read_file(os.fsdecode(name), name, executor)
 
 
 async def read_text(
@@ -211,7 +211,7 @@ async def walk(
     As ``os.walk()``, which does it, in a thread. Top-down the program may change ``directories`` to
     choose where to go; one directory is read at a time. Bottom-up many are.
     """
-    walking: Iterator[Any] = os.walk(top, topdown, onerror, followlinks)  # type: ignore[type-var]
+    walking: Iterator[Any] = os.walk(top, topdown, onerror, followlinks)
     count = 1 if topdown else _BATCH
     while found := await run(_next, walking, count):
         for item in found:

@@ -36,7 +36,12 @@ const SINCE_MOST: usize = 1024 * 1024;
 
 impl Reading {
     pub fn new(quick: bool) -> Self {
-        Reading { quick, cookie: RefCell::default(), since: Cell::new(0), interrupted: Cell::new(false) }
+        Reading {
+            quick,
+            cookie: RefCell::default(),
+            since: Cell::new(0),
+            interrupted: Cell::new(false),
+        }
     }
 
     fn is_known(&self) -> bool {
@@ -141,9 +146,9 @@ fn text<'py>(
             Op::Read | Op::ReadLine => state.reading.is_known() && is_short(py, buffer, args),
             Op::Write => {
                 // What is not text is refused at once.
-                let short = args.get_item(0).map_or(true, |data| {
-                    data.len().map_or(true, |length| length <= WRITE_MOST)
-                });
+                let short = args
+                    .get_item(0)
+                    .map_or(true, |data| data.len().map_or(true, |length| length <= WRITE_MOST));
                 short && text_writes_to_memory(target)
             }
             // Another whence reads and moves in steps that cannot be repeated.

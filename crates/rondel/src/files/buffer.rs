@@ -542,12 +542,7 @@ impl FileBuffer {
 #[pymethods]
 impl FileBuffer {
     #[new]
-    fn new(
-        raw: &Bound<'_, PyAny>,
-        size: usize,
-        text: bool,
-        threshold: usize,
-    ) -> PyResult<Self> {
+    fn new(raw: &Bound<'_, PyAny>, size: usize, text: bool, threshold: usize) -> PyResult<Self> {
         let py = raw.py();
         let can = |name: &str| -> PyResult<bool> { raw.call_method0(name)?.extract() };
         let direction = match (can("readable")?, can("writable")?) {

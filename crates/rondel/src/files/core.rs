@@ -231,7 +231,8 @@ impl Core {
     /// `read1(n)`: what is there, or what one call of the system brings.
     pub fn read1(&mut self, sink: &mut Sink<'_>, patience: Patience) -> io::Result<()> {
         self.settle(patience)?;
-        if self.available() == 0 && self.text && patience == Patience::Wait {
+        let small = self.text && sink.room() < TEXT_AHEAD;
+        if self.available() == 0 && small && patience == Patience::Wait {
             self.fill(patience)?;
         }
         if self.available() > 0 {

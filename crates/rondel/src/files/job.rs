@@ -104,7 +104,8 @@ pub fn call_in_thread(
 ) -> Coroutine {
     Coroutine::new("call_in_thread", move |waiting| async move {
         let work = move |py: Python<'_>| {
-            let result = func.call(py, args.bind(py), kwargs.as_ref().map(|kwargs| kwargs.bind(py)))?;
+            let result =
+                func.call(py, args.bind(py), kwargs.as_ref().map(|kwargs| kwargs.bind(py)))?;
             if !closing {
                 return Ok(result);
             }
@@ -113,9 +114,11 @@ pub fn call_in_thread(
         };
         let result = in_thread(&waiting, executor, work).await?;
         Python::attach(|py| {
-            let taken = result.bind(py).cast::<Opened>().ok().map(|opened| {
-                opened.get().object.get(py).take()
-            });
+            let taken = result
+                .bind(py)
+                .cast::<Opened>()
+                .ok()
+                .map(|opened| opened.get().object.get(py).take());
             Ok(taken.flatten().unwrap_or(result))
         })
     })

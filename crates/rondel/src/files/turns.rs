@@ -43,10 +43,9 @@ impl Turns {
         };
         next.granted.set(true);
         let wake = imports::set_unless_cancelled(py).and_then(|wake| {
-            next.event_loop.bind(py).call_method1(
-                intern!(py, "call_soon_threadsafe"),
-                (wake, &next.future, py.None()),
-            )
+            next.event_loop
+                .bind(py)
+                .call_method1(intern!(py, "call_soon_threadsafe"), (wake, &next.future, py.None()))
         });
         // A loop that is closed wakes nobody; the turn passes on when the coroutine goes.
         drop(wake);

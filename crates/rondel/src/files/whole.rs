@@ -71,9 +71,7 @@ fn open_and_read(path: &std::path::Path) -> io::Result<Vec<u8>> {
     let mut whole = Vec::new();
     let mut most = size.saturating_add(1).max(if size == 0 { PART } else { 0 });
     loop {
-        whole
-            .try_reserve_exact(most)
-            .map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        whole.try_reserve_exact(most).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
         let spare: &mut [MaybeUninit<u8>] = whole.spare_capacity_mut();
         let mut sink = Sink::new(spare);
         let count = sink.read(fd, most, Patience::Wait)?;
