@@ -1,7 +1,8 @@
 """The kinds of open files, named as in aiofiles.
 
 The operations are native (``rondel._rondel.File``) and are awaited. Each does what the method of
-the same name does of the file that ``open()`` would have returned, with the same results and errors.
+the same name does of the file that ``open()`` would have returned, with the same results and
+errors.
 """
 
 import io

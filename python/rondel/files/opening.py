@@ -108,13 +108,30 @@ def wrap_raw(
     return AsyncTextIOWrapper(text, buffer, quick=quick, executor=executor, closer=closer)
 
 
-def build_cached(*args: Any, executor: Any) -> Kind | None:
-    """Open a file for reading if that waits for nothing; None if it would.
-
-    ``args`` are those of :func:`build` up to ``closefd``.
-    """
+def build_cached(
+    file: Path,
+    mode: str,
+    buffering: int,
+    encoding: str | None,
+    errors: str | None,
+    newline: str | None,
+    closefd: bool,
+    *,
+    executor: Any,
+) -> Kind | None:
+    """Open a file for reading if that waits for nothing; None if it would."""
     try:
-        return build(*args, open_cached, executor=executor)
+        return build(
+            file,
+            mode,
+            buffering,
+            encoding,
+            errors,
+            newline,
+            closefd,
+            opener=open_cached,
+            executor=executor,
+        )
     except FileWouldBlock:
         return None
 
