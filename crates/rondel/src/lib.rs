@@ -72,6 +72,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<transport::tls::layer::TlsLayer>()?;
     module.add_class::<transport::tls::app::TlsTransport>()?;
     module.add_class::<coroutine::Coroutine>()?;
+    ffi::stepping::install::<coroutine::Coroutine>(py);
     module.add_class::<pools::threads::ThreadPool>()?;
     module.add_class::<pools::threads::Worker>()?;
     module.add_class::<pools::thread_call::Call>()?;

@@ -606,7 +606,7 @@ impl FileBuffer {
         let most = usize::try_from(number).ok().filter(|hint| *hint > 0).unwrap_or(usize::MAX);
         let lines = PyList::empty(py);
         let mut length = 0;
-        while length < most {
+        while length <= most {
             let line = told(self.try_readline(py, None))?;
             let count = line.len()?;
             if count == 0 {

@@ -13,10 +13,10 @@ use pyo3::{PyTraverseError, PyVisit};
 use rondel_reactor::disk;
 
 use super::attempt::{self, Reading};
-use super::buffer::FileBuffer;
+use super::buffer::{FileBuffer, Tried};
 use super::job::{in_thread, submit};
 use super::turns::{self, Turn, Turns};
-use crate::coroutine::Coroutine;
+use crate::coroutine::{Begun, Coroutine, Waiting};
 use crate::ffi::confined::Confined;
 use crate::imports;
 
@@ -216,40 +216,79 @@ fn operation(
     name: &'static str,
     method: Py<PyString>,
     args: Bound<'_, PyTuple>,
+    end: End,
 ) -> Coroutine {
     let file = slf.clone().unbind();
     let args = args.unbind();
-    Coroutine::new(name, move |waiting| async move {
-        let mut turn = Python::attach(|py| Turn::take(py, &file));
-        if turn.is_none() {
-            let now = op == Op::Write && Python::attach(|py| file.get().may_write_now(py));
-            if !now {
-                let mut closing = Closing {
-                    file: Python::attach(|py| file.clone_ref(py)),
-                    pending: op == Op::Close,
-                };
-                turn = Some(turns::wait(&waiting, &file).await?);
-                closing.pending = false;
+    Coroutine::at_once(name, move |py| {
+        let mut turn = Turn::take(py, &file);
+        if turn.is_some() || op == Op::Write && file.get().may_write_now(py) {
+            let done = try_it(py, &mut turn, &file, op, &method, args.bind(py))?;
+            if let Some(value) = done {
+                return Ok(Begun::Done(finish(py, value, end)?));
             }
         }
-        let done = Python::attach(|py| {
-            let state = file.get().state(py);
-            let done = attempt::at_once(py, state, op, &method, args.bind(py))?;
-            if done.is_some()
-                && op == Op::Write
-                && state.wants_writing(py)
-                && let Some(turn) = turn.take()
-            {
-                write_in_background(py, turn, &file)?;
-            }
-            PyResult::Ok(done)
-        })?;
-        if let Some(value) = done {
-            return Ok(value);
-        }
+        let call = Call { file, op, method, args, end };
+        Ok(Begun::waits(|waiting| call.on_thread(waiting, turn)))
+    })
+}
+
+/// What becomes of a result.
+type End = Option<fn(&Bound<'_, PyAny>) -> PyResult<()>>;
+
+fn finish(py: Python<'_>, value: Py<PyAny>, end: End) -> PyResult<Py<PyAny>> {
+    if let Some(check) = end {
+        check(value.bind(py))?;
+    }
+    Ok(value)
+}
+
+/// Tries an operation at once; a write may bring with it that a thread begins to write.
+fn try_it(
+    py: Python<'_>,
+    turn: &mut Option<Turn>,
+    file: &Py<File>,
+    op: Op,
+    method: &Py<PyString>,
+    args: &Bound<'_, PyTuple>,
+) -> Tried<Py<PyAny>> {
+    let state = file.get().state(py);
+    let done = attempt::at_once(py, state, op, method, args)?;
+    if done.is_some()
+        && op == Op::Write
+        && state.wants_writing(py)
+        && let Some(turn) = turn.take()
+    {
+        write_in_background(py, turn, file)?;
+    }
+    Ok(done)
+}
+
+/// An operation that has to wait: for its turn, for a thread, or for both.
+struct Call {
+    file: Py<File>,
+    op: Op,
+    method: Py<PyString>,
+    args: Py<PyTuple>,
+    end: End,
+}
+
+impl Call {
+    async fn on_thread(self, waiting: Waiting, turn: Option<Turn>) -> PyResult<Py<PyAny>> {
+        let mut turn = turn;
+        let Call { file, op, method, args, end } = self;
         if turn.is_none() {
-            // A write too large for memory, while a thread writes.
+            let mut closing =
+                Closing { file: Python::attach(|py| file.clone_ref(py)), pending: op == Op::Close };
             turn = Some(turns::wait(&waiting, &file).await?);
+            closing.pending = false;
+            let done = Python::attach(|py| {
+                let done = try_it(py, &mut turn, &file, op, &method, args.bind(py))?;
+                done.map(|value| finish(py, value, end)).transpose()
+            })?;
+            if let Some(value) = done {
+                return Ok(value);
+            }
         }
         let (executor, on_thread) = Python::attach(|py| {
             let executor = file.get().state(py).executor.as_ref().map(|it| it.clone_ref(py));
@@ -271,15 +310,16 @@ fn operation(
             })?;
             return waiting.wait(future).await;
         }
-        in_thread(&waiting, executor, work).await
-    })
+        let value = in_thread(&waiting, executor, work).await?;
+        Python::attach(|py| finish(py, value, end))
+    }
 }
 
 macro_rules! operations {
     ($($method:ident($slf:ident, $args:ident) = $op:ident, $name:literal;)*) => {
         $(fn $method(slf: &Bound<'_, File>, args: Bound<'_, PyTuple>) -> Coroutine {
             let method = intern!(slf.py(), $name).clone().unbind();
-            operation(slf, Op::$op, $name, method, args)
+            operation(slf, Op::$op, $name, method, args, None)
         })*
     };
 }
@@ -377,7 +417,7 @@ impl File {
         args: Bound<'_, PyTuple>,
     ) -> PyResult<Coroutine> {
         let (op, known) = Op::of(name.to_str()?);
-        Ok(operation(slf, op, known, name.clone().unbind(), args))
+        Ok(operation(slf, op, known, name.clone().unbind(), args, None))
     }
 
     fn fileno<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -410,17 +450,23 @@ impl File {
     }
 
     fn __anext__(slf: &Bound<'_, Self>) -> Coroutine {
-        let line = readline(slf, PyTuple::empty(slf.py()));
-        line.then("__anext__", |line| {
-            Python::attach(|py| match line.bind(py).is_truthy()? {
-                true => Ok(line),
+        let py = slf.py();
+        let method = intern!(py, "readline").clone().unbind();
+        operation(
+            slf,
+            Op::ReadLine,
+            "__anext__",
+            method,
+            PyTuple::empty(py),
+            Some(|line| match line.is_truthy()? {
+                true => Ok(()),
                 false => Err(PyStopAsyncIteration::new_err(())),
-            })
-        })
+            }),
+        )
     }
 
     fn __aenter__(slf: Py<Self>) -> Coroutine {
-        Coroutine::new("__aenter__", |_| async move { Ok(slf.into_any()) })
+        Coroutine::at_once("__aenter__", |_| Ok(Begun::Done(slf.into_any())))
     }
 
     #[pyo3(signature = (*_args))]
