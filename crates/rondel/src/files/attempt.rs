@@ -143,7 +143,8 @@ fn text<'py>(
     let target = state.target.bind(py);
     let possible = buffer.is_closed(py)
         || match op {
-            Op::Read | Op::ReadLine => state.reading.is_known() && is_short(py, buffer, args),
+            Op::Read => state.reading.is_known() && is_short(py, buffer, args),
+            Op::ReadLine => state.reading.is_known(),
             Op::Write => {
                 // What is not text is refused at once.
                 let short = args

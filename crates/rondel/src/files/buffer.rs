@@ -14,11 +14,9 @@ use std::io;
 use std::os::fd::RawFd;
 
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
-use pyo3::{PyTraverseError, PyVisit};
-use rondel_reactor::disk::{self, Patience, Sink};
+use pyo3::types::{PyBytes, PyTuple};
+use rondel_reactor::disk::{Patience, Sink};
 
 use super::core::{Core, INLINE_MOST};
 use crate::errors::os_error;
@@ -47,26 +45,26 @@ pub type Tried<T> = PyResult<Option<T>>;
 /// See the module's documentation.
 #[pyclass(frozen, weakref, module = "rondel._rondel")]
 pub struct FileBuffer {
-    state: Confined<State>,
+    pub state: Confined<State>,
 }
 
-struct State {
-    direction: Direction,
-    fd: RawFd,
-    local: bool,
+pub struct State {
+    pub direction: Direction,
+    pub fd: RawFd,
+    pub local: bool,
     /// Taken out while an operation runs.
-    core: RefCell<Option<Box<Core>>>,
+    pub core: RefCell<Option<Box<Core>>>,
     /// None when detached.
-    raw: RefCell<Option<Py<PyAny>>>,
-    closed: Cell<bool>,
-    patience: Cell<Patience>,
+    pub raw: RefCell<Option<Py<PyAny>>>,
+    pub closed: Cell<bool>,
+    pub patience: Cell<Patience>,
     /// How much may be pending before a write waits for the disk.
-    threshold: usize,
+    pub threshold: usize,
     /// What went wrong when something was written in the background.
-    deferred: RefCell<Option<io::Error>>,
+    pub deferred: RefCell<Option<io::Error>>,
 }
 
-enum Failure {
+pub enum Failure {
     Blocked,
     Error(PyErr),
 }
@@ -77,7 +75,7 @@ impl From<PyErr> for Failure {
     }
 }
 
-fn unless_blocked<T>(result: Result<T, Failure>) -> Tried<T> {
+pub fn unless_blocked<T>(result: Result<T, Failure>) -> Tried<T> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(Failure::Blocked) => Ok(None),
@@ -86,12 +84,12 @@ fn unless_blocked<T>(result: Result<T, Failure>) -> Tried<T> {
 }
 
 /// The answer to Python code, which learns of what would wait by an exception.
-fn told<T>(tried: Tried<T>) -> PyResult<T> {
+pub fn told<T>(tried: Tried<T>) -> PyResult<T> {
     tried?.ok_or_else(|| FileWouldBlock::new_err(()))
 }
 
 impl FileBuffer {
-    fn state<'a>(&'a self, py: Python<'a>) -> &'a State {
+    pub fn state<'a>(&'a self, py: Python<'a>) -> &'a State {
         self.state.get(py)
     }
 
@@ -165,7 +163,7 @@ impl FileBuffer {
     }
 
     /// Runs an operation, without the GIL if it may wait.
-    fn run<R: Send>(
+    pub fn run<R: Send>(
         &self,
         py: Python<'_>,
         operation: impl FnOnce(&mut Core, Patience) -> io::Result<R> + Send,
@@ -192,7 +190,7 @@ impl FileBuffer {
     }
 
     /// Raises what happened in the background.
-    fn raise_deferred(&self, py: Python<'_>) -> PyResult<()> {
+    pub fn raise_deferred(&self, py: Python<'_>) -> PyResult<()> {
         match self.state(py).deferred.take() {
             Some(error) => Err(os_error(py, &error)),
             None => Ok(()),
@@ -200,7 +198,7 @@ impl FileBuffer {
     }
 
     /// Whether the method can be done at all. If not, Python's own buffer says why.
-    fn is_possible(&self, py: Python<'_>, needed: Option<Direction>) -> bool {
+    pub fn is_possible(&self, py: Python<'_>, needed: Option<Direction>) -> bool {
         let state = self.state(py);
         let fits = match needed {
             Some(needed) => state.direction == Direction::Both || state.direction == needed,
@@ -209,7 +207,7 @@ impl FileBuffer {
         fits && !state.closed.get() && state.raw.borrow().is_some()
     }
 
-    fn refuse<'py>(
+    pub fn refuse<'py>(
         &self,
         py: Python<'py>,
         name: &str,
@@ -226,7 +224,7 @@ impl FileBuffer {
         imports::refuse(py)?.call1((kind, state.closed.get(), name, args))
     }
 
-    fn raw<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    pub fn raw<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         match &*self.state(py).raw.borrow() {
             Some(raw) => Ok(raw.bind(py).clone()),
             None => Err(crate::files::value_error("raw stream has been detached")),
@@ -521,7 +519,7 @@ impl FileBuffer {
     }
 
     /// A method's size argument; None when it, or the method, is to be refused.
-    fn size(
+    pub fn size(
         &self,
         py: Python<'_>,
         needed: Direction,
@@ -539,273 +537,8 @@ impl FileBuffer {
     }
 }
 
-#[pymethods]
-impl FileBuffer {
-    #[new]
-    fn new(raw: &Bound<'_, PyAny>, size: usize, text: bool, threshold: usize) -> PyResult<Self> {
-        let py = raw.py();
-        let can = |name: &str| -> PyResult<bool> { raw.call_method0(name)?.extract() };
-        let direction = match (can("readable")?, can("writable")?) {
-            (true, true) => Direction::Both,
-            (false, true) => Direction::Write,
-            _ => Direction::Read,
-        };
-        let fd = raw.call_method0(intern!(py, "fileno"))?.extract()?;
-        let local = disk::is_local(fd);
-        Ok(FileBuffer {
-            state: Confined::new(State {
-                direction,
-                fd,
-                local,
-                core: RefCell::new(Some(Box::new(Core::new(fd, size.max(1), text, local)))),
-                raw: RefCell::new(Some(raw.clone().unbind())),
-                closed: Cell::new(false),
-                patience: Cell::new(Patience::Wait),
-                threshold,
-                deferred: RefCell::default(),
-            }),
-        })
-    }
-
-    #[pyo3(signature = (size=None, /))]
-    fn read<'py>(
-        &self,
-        py: Python<'py>,
-        size: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_read(py, size))
-    }
-
-    #[pyo3(signature = (size=None, /))]
-    fn read1<'py>(
-        &self,
-        py: Python<'py>,
-        size: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_read1(py, size))
-    }
-
-    #[pyo3(signature = (size=None, /))]
-    fn readline<'py>(
-        &self,
-        py: Python<'py>,
-        size: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_readline(py, size))
-    }
-
-    #[pyo3(signature = (hint=None, /))]
-    fn readlines<'py>(
-        &self,
-        py: Python<'py>,
-        hint: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let Some(number) = self.size(py, Direction::Read, hint, true) else {
-            return self.refuse(py, "readlines", &[hint]);
-        };
-        let most = usize::try_from(number).ok().filter(|hint| *hint > 0).unwrap_or(usize::MAX);
-        let lines = PyList::empty(py);
-        let mut length = 0;
-        while length <= most {
-            let line = told(self.try_readline(py, None))?;
-            let count = line.len()?;
-            if count == 0 {
-                break;
-            }
-            length += count;
-            lines.append(line)?;
-        }
-        Ok(lines.into_any())
-    }
-
-    #[pyo3(signature = (size=None, /))]
-    fn peek<'py>(
-        &self,
-        py: Python<'py>,
-        size: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let _ = size;
-        told(self.try_peek(py))
-    }
-
-    #[pyo3(signature = (buffer, /))]
-    fn readinto<'py>(
-        &self,
-        py: Python<'py>,
-        buffer: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_readinto(py, buffer, false))
-    }
-
-    #[pyo3(signature = (buffer, /))]
-    fn readinto1<'py>(
-        &self,
-        py: Python<'py>,
-        buffer: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_readinto(py, buffer, true))
-    }
-
-    #[pyo3(signature = (buffer, /))]
-    fn write<'py>(
-        &self,
-        py: Python<'py>,
-        buffer: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_write(py, buffer))
-    }
-
-    #[pyo3(signature = (lines, /))]
-    fn writelines(&self, py: Python<'_>, lines: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.is_closed(py) {
-            return self.refuse(py, "writelines", &[Some(lines)]).map(drop);
-        }
-        for line in lines.try_iter()? {
-            told(self.try_write(py, &line?))?;
-        }
-        Ok(())
-    }
-
-    fn flush<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_flush(py))
-    }
-
-    #[pyo3(signature = (target, whence=0, /))]
-    fn seek<'py>(
-        &self,
-        py: Python<'py>,
-        target: &Bound<'py, PyAny>,
-        whence: i32,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_seek(py, target, whence))
-    }
-
-    fn tell<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        told(self.try_tell(py))
-    }
-
-    #[pyo3(signature = (pos=None, /))]
-    fn truncate<'py>(
-        &self,
-        py: Python<'py>,
-        pos: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        if !self.is_possible(py, Some(Direction::Write)) {
-            return self.refuse(py, "truncate", &[pos]);
-        }
-        self.raise_deferred(py)?;
-        if self.state(py).patience.get() == Patience::Now {
-            return Err(FileWouldBlock::new_err(()));
-        }
-        told(unless_blocked(self.run(py, |core, _| core.prepare_truncate())))?;
-        self.raw(py)?.call_method1(intern!(py, "truncate"), (pos,))
-    }
-
-    pub fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let state = self.state(py);
-        if state.closed.get() {
-            return Ok(());
-        }
-        let raw = self.raw(py)?;
-        let flushed = match state.direction {
-            Direction::Read => Ok(()),
-            _ => told(self.try_flush(py)).map(drop),
-        };
-        if let Err(error) = &flushed
-            && error.is_instance_of::<FileWouldBlock>(py)
-        {
-            return flushed;
-        }
-        state.closed.set(true);
-        // What could not be written now never will be.
-        drop(self.take_pending(py, Vec::new()));
-        let closed = raw.call_method0(intern!(py, "close")).map(drop);
-        flushed.and(closed)
-    }
-
-    /// Give the file below away, everything written; this buffer is of no use afterwards.
-    fn detach(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let raw = self.raw(py)?;
-        told(self.try_flush(py))?;
-        drop(self.state(py).raw.take());
-        Ok(raw.unbind())
-    }
-
-    fn fileno<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.raw(py)?.call_method0(intern!(py, "fileno"))
-    }
-
-    fn isatty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.raw(py)?.call_method0(intern!(py, "isatty"))
-    }
-
-    fn seekable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.raw(py)?.call_method0(intern!(py, "seekable"))
-    }
-
-    fn readable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        match self.state(py).direction {
-            Direction::Write => Ok(false.into_pyobject(py)?.to_owned().into_any()),
-            _ => self.raw(py)?.call_method0(intern!(py, "readable")),
-        }
-    }
-
-    fn writable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        match self.state(py).direction {
-            Direction::Read => Ok(false.into_pyobject(py)?.to_owned().into_any()),
-            _ => self.raw(py)?.call_method0(intern!(py, "writable")),
-        }
-    }
-
-    #[getter]
-    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
-        self.raw(py)?.getattr(intern!(py, "closed"))?.extract()
-    }
-
-    #[getter]
-    fn name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.raw(py)?.getattr(intern!(py, "name"))
-    }
-
-    #[getter]
-    fn mode<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.raw(py)?.getattr(intern!(py, "mode"))
-    }
-
-    #[getter(raw)]
-    fn get_raw<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.raw(py)
-    }
-
-    /// What io.TextIOWrapper asks for when it goes unclosed.
-    fn _dealloc_warn(&self, py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.raw(py)?.call_method1(intern!(py, "_dealloc_warn"), (source,)).map(drop)
-    }
-
-    fn __repr__(slf: &Bound<'_, Self>) -> String {
-        match slf.getattr("name").and_then(|name| name.repr()) {
-            Ok(name) => format!("<rondel._rondel.FileBuffer name={name}>"),
-            Err(_) => "<rondel._rondel.FileBuffer>".to_owned(),
-        }
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if let Some(state) = self.state.in_traverse(&visit)
-            && let Ok(raw) = state.raw.try_borrow()
-        {
-            visit.call(&*raw)?;
-        }
-        Ok(())
-    }
-
-    fn __clear__(&self, py: Python<'_>) {
-        report(py, &write_the_rest(self.state(py)));
-        drop(self.state(py).raw.take());
-    }
-}
-
 /// Nobody has closed it: what was written is not lost, as with io's buffers.
-fn write_the_rest(state: &State) -> io::Result<()> {
+pub fn write_the_rest(state: &State) -> io::Result<()> {
     if state.closed.get() || state.raw.try_borrow().map_or(true, |raw| raw.is_none()) {
         return Ok(());
     }
@@ -815,7 +548,7 @@ fn write_the_rest(state: &State) -> io::Result<()> {
     }
 }
 
-fn report(py: Python<'_>, result: &io::Result<()>) {
+pub fn report(py: Python<'_>, result: &io::Result<()>) {
     if let Err(error) = result {
         let pending = PyErr::take(py);
         os_error(py, error).write_unraisable(py, None);

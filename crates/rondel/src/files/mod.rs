@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`core`] | a buffered file without Python: what is read ahead, what is to be written, positions |
 //! | [`buffer`] | `FileBuffer`: that as a Python object with the interface of io's buffers |
+//! | [`methods`] | that object's methods for Python |
 //! | [`file`] | `File`: the awaitable operations, tried at once and else done by a thread |
 //! | [`attempt`] | what can be done at once, for each operation and kind of file |
 //! | [`turns`] | operations on one file come one after the other |
@@ -23,6 +24,7 @@ pub mod buffer;
 mod core;
 pub mod file;
 mod job;
+mod methods;
 mod turns;
 mod whole;
 
