@@ -126,10 +126,10 @@ async def awaited(file: Any, name: str, args: tuple[Any, ...]) -> Any:
 def same(name: str, expected: Any, found: Any, mode: str) -> bool:
     if name == "fileno" and isinstance(expected, int):
         return isinstance(found, int)
-    if name == "readinto1" and "+" in mode and expected[0] != found[0]:
-        if not isinstance(expected[0], int) or not isinstance(found[0], int):
-            return False
-        expected, found = expected[1][: expected[0]], found[1][: found[0]]
+    if name == "readinto1" and "+" in mode and isinstance(expected, tuple):
+        (count, memory), (our_count, our_memory) = expected, found
+        if isinstance(count, int) and isinstance(our_count, int):
+            expected, found = memory[:count], our_memory[:our_count]
     if name in ("peek", "read1", "readinto1") and "+" in mode and isinstance(expected, bytes):
         # How much is read ahead of what was written before is not promised.
         return bool(expected.startswith(found) or found.startswith(expected))
@@ -184,8 +184,8 @@ async def compare(
                 continue
             moves = name in ("write", "writelines", "truncate") and not left.closed
             if moves and ("a" in mode or ("+" in mode and "b" not in mode)):
-                # Where Python believes to be when it appends elsewhere is nothing to go by; and where
-                # text goes after reading depends on how much was read ahead.
+                # Where Python believes to be when it appends elsewhere is nothing to go by; and
+                # where text goes after reading depends on how much was read ahead.
                 assert left.seek(0, 2) == await right.seek(0, 2), told
             told.append(f"{name}{str(args)[:60]}")
             if name == "close":
