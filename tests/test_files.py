@@ -40,6 +40,14 @@ class Counting(concurrent.futures.ThreadPoolExecutor):
         return super().submit(*args, **kwargs)
 
 
+def test_it_is_imported_when_it_is_used() -> None:
+    code = (
+        "import sys, rondel; assert 'rondel.files' not in sys.modules; rondel.files.open; "
+        "assert rondel.files is sys.modules['rondel.files']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
 def test_open_awaited_or_entered(run: Run, path: Path, no_descriptor_left: None) -> None:
     async def main() -> None:
         file = await files.open(path)
@@ -708,5 +716,55 @@ def test_a_full_disk(run: Run, small_disk: Path, no_descriptor_left: None) -> No
             await files.write_bytes(small_disk / "c", bytes(1 << 20), atomic=True)
         assert (small_disk / "c").read_bytes() == b"old"
         assert sorted(os.listdir(small_disk)) == ["b", "c"]
+
+    run(main)
+
+
+def test_what_is_not_cached(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "cold"
+    lines = [f"{number}: {'ä€x' * (number % 40)}\n" for number in range(40_000)]
+    path.write_text("".join(lines), encoding="utf-8")
+    data = path.read_bytes()
+
+    def forget(number: int) -> None:
+        # Parts of the file leave the page cache, so that reading stops here and there.
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            start = number * 300_007 % len(data)
+            os.posix_fadvise(file.fileno(), start, 900_000, os.POSIX_FADV_DONTNEED)
+
+    async def main() -> None:
+        forget(0)
+        async with files.open(path, encoding="utf-8") as file:
+            found = []
+            async for line in file:
+                found.append(line)
+                if len(found) % 5000 == 0:
+                    forget(len(found))
+            assert found == lines
+        async with files.open(path, encoding="utf-8") as file:
+            text = "".join(lines)
+            at = 0
+            for number in range(300):
+                size = number * 7919 % 20_000
+                if number % 10 == 0:
+                    forget(number)
+                assert await file.read(size) == text[at : at + size]
+                at += size
+        async with files.open(path, "rb") as file:
+            at = 0
+            for number in range(300):
+                size = number * 7919 % 30_000
+                if number % 10 == 0:
+                    forget(number)
+                assert await file.read(size) == data[at : at + size]
+                at += size
+                position = number * 999_983 % len(data)
+                assert await file.seek(position) == position
+                end = data.find(b"\n", position) + 1 or len(data)
+                assert await file.readline() == data[position:end]
+                at = end
+        forget(1)
+        assert await files.read_bytes(path) == data
 
     run(main)
