@@ -59,6 +59,11 @@ def test_open_awaited_or_entered(run: Run, path: Path, no_descriptor_left: None)
         async with files.open(path, mode="rb") as file:
             assert await file.read() == b"one\ntwo\nthree"
         assert file.closed
+        async with files.open(os.fsencode(path)) as file:
+            assert file.name == os.fsencode(path)
+            assert await file.readline() == "one\n"
+        with pytest.warns(RuntimeWarning, match="line buffering"):
+            await (await files.open(path, "rb", buffering=1)).close()
         async with await files.open(path) as file:
             assert await file.readline() == "one\n"
         assert file.closed

@@ -75,7 +75,7 @@ __all__ = (
 
 
 async def _open(file: Path, mode: str, *args: Any, opener: Opener | None, executor: Any) -> Kind:
-    if opener is None and not isinstance(file, int) and opening.is_read_only(mode):
+    if opening.may_try(file, mode, opener):
         found = opening.build_cached(file, mode, *args, executor=executor)
         if found is not None:
             return found

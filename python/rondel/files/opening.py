@@ -26,9 +26,11 @@ _QUICK = frozenset(
 ) | {f"cp125{n}" for n in range(9)}
 
 
-def is_read_only(mode: str) -> bool:
-    """Whether a mode only reads what exists: whether opening may be tried on the loop's thread."""
-    return not set(mode) & set("wax+")
+def may_try(file: Path, mode: str, opener: Opener | None) -> bool:
+    """Whether opening may be tried on the loop's thread: a path, to read what exists."""
+    if opener is not None or not isinstance(mode, str) or set(mode) & set("wax+"):
+        return False
+    return isinstance(file, str | os.PathLike) and isinstance(os.fspath(file), str)
 
 
 def build(
@@ -53,13 +55,6 @@ def build(
         )
         kind = AsyncTextIOWrapper if isinstance(other, io.TextIOBase) else AsyncBufferedReader
         return kind(other, executor=executor, closer=closer)
-    if "b" in mode and buffering == 1:
-        warnings.warn(
-            "line buffering (buffering=1) isn't supported in binary mode, "
-            "the default buffer size will be used",
-            RuntimeWarning,
-            stacklevel=2,
-        )
     if not isinstance(file, int):
         file = os.fspath(file)
     raw = io.FileIO(file, mode.replace("b", "").replace("t", ""), closefd, opener)
@@ -82,6 +77,13 @@ def wrap_raw(
 ) -> Kind:
     """The file over an ``io.FileIO`` that is open already."""
     binary = "b" in mode
+    if binary and buffering == 1:
+        warnings.warn(
+            "line buffering (buffering=1) isn't supported in binary mode, "
+            "the default buffer size will be used",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     by_line = False
     gathered = buffering
     if buffering == 1 or (buffering < 0 and raw.isatty()):
