@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import socket
 import statistics
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -372,6 +375,86 @@ async def readline(loop: Loop, count: int, peer: str) -> float:
                 raise AssertionError("a line came back cut")
 
     return await over_streams(send, receive)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def files_for(loop: Loop) -> Any:
+    """What a program on this loop reads and writes files with."""
+    if type(loop).__module__.partition(".")[0] == "rondel":
+        from rondel import files
+
+        return files
+    import aiofiles
+
+    return aiofiles
+
+
+@contextlib.contextmanager
+def file_of(content: bytes) -> Iterator[str]:
+    """The name of a file that is in memory, since it has just been written."""
+    with tempfile.TemporaryDirectory(prefix="bench-files-") as folder:
+        name = os.path.join(folder, "file")
+        with open(name, "wb") as file:
+            file.write(content)
+        yield name
+
+
+@row("file_read", 3_000)
+async def file_read(loop: Loop, count: int, peer: str) -> float:
+    with file_of(bytes(64 * 1024)) as name:
+        async with files_for(loop).open(name, "rb") as file:
+            start = clock()
+            for _ in range(count):
+                await file.seek(0)
+                if len(await file.read(64 * 1024)) != 64 * 1024:
+                    raise AssertionError("the file is short")
+            return clock() - start
+
+
+@row("file_whole", 2_000)
+async def file_whole(loop: Loop, count: int, peer: str) -> float:
+    files = files_for(loop)
+    with file_of(bytes(4096)) as name:
+        start = clock()
+        for _ in range(count):
+            if hasattr(files, "read_bytes"):
+                data = await files.read_bytes(name)
+            else:
+                async with files.open(name, "rb") as file:
+                    data = await file.read()
+            if len(data) != 4096:
+                raise AssertionError("the file is short")
+        return clock() - start
+
+
+@row("file_write", 20_000)
+async def file_write(loop: Loop, count: int, peer: str) -> float:
+    chunk = bytes(1024)
+    with file_of(b"") as name:
+        start = clock()
+        async with files_for(loop).open(name, "wb") as file:
+            for _ in range(count):
+                await file.write(chunk)
+        took = clock() - start
+        if os.path.getsize(name) != count * 1024:
+            raise AssertionError("the file is short")
+        return took
+
+
+@row("file_lines", 20_000)
+async def file_lines(loop: Loop, count: int, peer: str) -> float:
+    with file_of(LINE * count) as name:
+        start = clock()
+        lines = 0
+        async with files_for(loop).open(name) as file:
+            async for _ in file:
+                lines += 1
+        took = clock() - start
+        if lines != count:
+            raise AssertionError(f"{lines} lines of {count}")
+        return took
 
 
 # --- the loop itself ----------------------------------------------------------------------------

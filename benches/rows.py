@@ -56,6 +56,7 @@ SCHEDULING = "Scheduling"
 TASKS = "Tasks, futures and synchronisation"
 SYSTEM = "Threads, names, connections, processes"
 STREAMS = "Streams in one process"
+FILES = "Files (rondel.files; aiofiles on the other loops)"
 ECHO = "Echo servers"
 HTTP = "HTTP"
 IDLE = "Idle cost"
@@ -85,6 +86,10 @@ MICRO_ROWS = [
     Row("spawn", SYSTEM, "spawn /bin/true and wait", How.MICRO_THREADS),
     Row("streams_256mib", STREAMS, "256 MiB through streams, per MiB", How.MICRO),
     Row("readline", STREAMS, "100,000 × readline", How.MICRO),
+    Row("file_read", FILES, "cached 64 KiB, seek and read", How.MICRO_THREADS),
+    Row("file_whole", FILES, "4 KiB file: open, read, close", How.MICRO_THREADS),
+    Row("file_write", FILES, "write of 1,024 bytes", How.MICRO_THREADS),
+    Row("file_lines", FILES, "a line of a text file", How.MICRO_THREADS),
 ]
 
 ECHO_SERVERS = [

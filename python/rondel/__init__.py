@@ -10,6 +10,8 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 """
 
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 if _sys.platform == "win32":
     raise ImportError("rondel supports Linux and macOS; on Windows use asyncio's own event loops")
@@ -46,3 +48,15 @@ __all__ = (
     "uninstall",
     "watch",
 )
+
+if _TYPE_CHECKING:
+    from . import files as files
+
+
+def __getattr__(name: str) -> _Any:
+    # Imported when it is first used: a program that only wants the loop starts faster.
+    if name == "files":
+        from importlib import import_module
+
+        return import_module(".files", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@
 //! | [`net`] | non-blocking socket calls on raw descriptors |
 //! | [`datagrams`] | receiving many datagrams in one call |
 //! | [`sendfile`] | sending a file by the kernel alone |
+//! | [`disk`] | reading files without waiting for a disk, and what may wait for it |
 //! | [`pipe`] | the same for pipes and character devices |
 //! | [`child`] | the end of a child process as a descriptor to poll |
 //!
@@ -21,6 +22,7 @@
 pub mod child;
 pub mod clock;
 pub mod datagrams;
+pub mod disk;
 pub mod fork;
 pub mod net;
 pub mod pipe;

@@ -18,8 +18,33 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use crate::ffi::confined::Confined;
+use crate::ffi::stepping::{Step, Steps};
 
 type Body = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>>>>;
+type First = Box<dyn FnOnce(Python<'_>) -> PyResult<Begun>>;
+
+/// What the first step of [`Coroutine::at_once`] came to.
+pub enum Begun {
+    Done(Py<PyAny>),
+    /// It has to wait: the block that goes on.
+    Waits(Box<dyn FnOnce(Waiting) -> Body>),
+}
+
+impl Begun {
+    /// Goes on with an async block.
+    pub fn waits<F>(block: impl FnOnce(Waiting) -> F + 'static) -> Self
+    where
+        F: Future<Output = PyResult<Py<PyAny>>> + 'static,
+    {
+        Begun::Waits(Box::new(|waiting| Box::pin(block(waiting))))
+    }
+}
+
+/// What is left to do.
+enum Rest {
+    First(First),
+    Body(Body, Rc<Exchange>),
+}
 
 /// Between the block and the object around it.
 #[derive(Default)]
@@ -70,11 +95,10 @@ impl Waiting {
 }
 
 /// A coroutine that is implemented in Rust.
-#[pyclass(frozen, weakref, module = "rondel._rondel", name = "Coroutine")]
+#[pyclass(frozen, weakref, generic, module = "rondel._rondel", name = "Coroutine")]
 pub struct Coroutine {
     name: &'static str,
-    body: Confined<RefCell<Option<Body>>>,
-    exchange: Confined<Rc<Exchange>>,
+    rest: Confined<RefCell<Option<Rest>>>,
     started: Confined<Cell<bool>>,
     running: Confined<Cell<bool>>,
 }
@@ -87,42 +111,84 @@ impl Coroutine {
     {
         let exchange = Rc::new(Exchange::default());
         let body: Body = Box::pin(block(Waiting(exchange.clone())));
+        Self::with(name, Rest::Body(body, exchange))
+    }
+
+    /// Makes a coroutine that usually ends in its first step, which is therefore no async block.
+    pub fn at_once(
+        name: &'static str,
+        first: impl FnOnce(Python<'_>) -> PyResult<Begun> + 'static,
+    ) -> Self {
+        Self::with(name, Rest::First(Box::new(first)))
+    }
+
+    fn with(name: &'static str, rest: Rest) -> Self {
         Coroutine {
             name,
-            body: Confined::new(RefCell::new(Some(body))),
-            exchange: Confined::new(exchange),
+            rest: Confined::new(RefCell::new(Some(rest))),
             started: Confined::new(Cell::new(false)),
             running: Confined::new(Cell::new(false)),
         }
     }
 
-    fn resume(&self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Py<PyAny>> {
+    fn resume(&self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Step> {
         let running = self.running.get(py);
         if running.get() {
             return Err(PyValueError::new_err("coroutine already executing"));
         }
-        let Some(mut body) = self.body.get(py).take() else {
+        let Some(rest) = self.rest.get(py).take() else {
             return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
         };
-        let exchange = self.exchange.get(py);
-        if self.started.get(py).replace(true) {
-            exchange.answer.replace(Some(answer));
+        let answer = if self.started.get(py).replace(true) {
+            Some(answer)
         } else if let Err(error) = answer {
-            drop(body);
+            drop(rest);
             return Err(error);
-        }
+        } else {
+            None
+        };
         running.set(true);
-        let polled = body.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let polled = self.poll(py, rest, answer);
         running.set(false);
-        match polled {
-            Poll::Ready(Ok(value)) => Err(PyStopIteration::new_err((value,))),
-            Poll::Ready(Err(error)) => Err(error),
+        polled
+    }
+
+    fn poll(&self, py: Python<'_>, rest: Rest, answer: Option<PyResult<()>>) -> PyResult<Step> {
+        let (mut body, exchange) = match rest {
+            Rest::Body(body, exchange) => {
+                exchange.answer.replace(answer);
+                (body, exchange)
+            }
+            Rest::First(first) => match first(py)? {
+                Begun::Done(value) => return Ok(Step::Returned(value)),
+                Begun::Waits(block) => {
+                    let exchange = Rc::new(Exchange::default());
+                    (block(Waiting(exchange.clone())), exchange)
+                }
+            },
+        };
+        match body.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => result.map(Step::Returned),
             Poll::Pending => {
-                self.body.get(py).replace(Some(body));
                 let yielded = exchange.yielded.take();
-                Ok(yielded.unwrap_or_else(|| py.None()))
+                self.rest.get(py).replace(Some(Rest::Body(body, exchange)));
+                Ok(Step::Yielded(yielded.unwrap_or_else(|| py.None())))
             }
         }
+    }
+}
+
+impl Steps for Coroutine {
+    fn step(slf: &Bound<'_, Self>) -> PyResult<Step> {
+        slf.get().resume(slf.py(), Ok(()))
+    }
+}
+
+/// What a coroutine's methods answer: a result is raised.
+fn told(step: Step) -> PyResult<Py<PyAny>> {
+    match step {
+        Step::Yielded(object) => Ok(object),
+        Step::Returned(value) => Err(PyStopIteration::new_err((value,))),
     }
 }
 
@@ -137,14 +203,14 @@ impl Coroutine {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.resume(py, Ok(()))
+        told(self.resume(py, Ok(()))?)
     }
 
     /// Resume the coroutine; asyncio's tasks send None.
     #[pyo3(signature = (value, /))]
     fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let _ = value;
-        self.resume(py, Ok(()))
+        told(self.resume(py, Ok(()))?)
     }
 
     /// Raise an exception where the coroutine waits.
@@ -169,7 +235,7 @@ impl Coroutine {
         {
             error.set_traceback(py, Some(traceback.clone()));
         }
-        self.resume(py, Err(error))
+        told(self.resume(py, Err(error))?)
     }
 
     /// Drop the coroutine where it waits; what it holds is released.
@@ -178,8 +244,8 @@ impl Coroutine {
             return Err(PyValueError::new_err("coroutine already executing"));
         }
         self.started.get(py).set(true);
-        let body = self.body.get(py).take();
-        drop(body);
+        let rest = self.rest.get(py).take();
+        drop(rest);
         Ok(())
     }
 
@@ -206,7 +272,7 @@ impl Coroutine {
 
 impl Drop for Coroutine {
     fn drop(&mut self) {
-        if self.started.get_mut().get() || self.body.get_mut().get_mut().is_none() {
+        if self.started.get_mut().get() || self.rest.get_mut().get_mut().is_none() {
             return;
         }
         let name = self.name;

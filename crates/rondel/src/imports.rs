@@ -85,6 +85,12 @@ imported! {
     protocol_type = "asyncio"."Protocol";
     /// `asyncio.sslproto._SSLProtocolTransport`
     tls_transport_type = "asyncio.sslproto"."_SSLProtocolTransport";
+    /// `asyncio.shield`
+    shield = "asyncio"."shield";
+    /// `asyncio.futures._set_result_unless_cancelled`
+    set_unless_cancelled = "asyncio.futures"."_set_result_unless_cancelled";
+    /// `rondel.files.refusals.refuse`
+    refuse = "rondel.files.refusals"."refuse";
     /// `os.strerror`
     strerror = "os"."strerror";
     /// `sys.getswitchinterval`

@@ -10,6 +10,7 @@
 //! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
+//! | [`files`] | files that are opened, read and written on the loop |
 //! | [`sendfile`] | sending files by the system call |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
@@ -29,6 +30,7 @@ mod coroutine;
 mod errors;
 mod event_loop;
 mod ffi;
+mod files;
 mod handle;
 mod imports;
 mod pools;
@@ -72,12 +74,17 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<transport::tls::layer::TlsLayer>()?;
     module.add_class::<transport::tls::app::TlsTransport>()?;
     module.add_class::<coroutine::Coroutine>()?;
+    ffi::stepping::install::<coroutine::Coroutine>(py);
     module.add_class::<pools::threads::ThreadPool>()?;
     module.add_class::<pools::threads::Worker>()?;
     module.add_class::<pools::thread_call::Call>()?;
     pools::thread_call::prepare(py);
     module.add_class::<sampler::Sampler>()?;
+<<<<<<< HEAD
     module.add_class::<watch::Watchdog>()?;
+=======
+    files::install(module)?;
+>>>>>>> 3ad0c971077884834d4b949829b47998a6cedff6
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

@@ -7,6 +7,7 @@
 //! | `handle_slots` | the tables through which CPython finds what handles do |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
+//! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`socket`] | the descriptor of a Python socket object, as it is now |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
@@ -20,6 +21,7 @@ pub mod handle;
 mod handle_slots;
 pub mod scheduling;
 pub mod socket;
+pub mod stepping;
 mod tasks;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.
