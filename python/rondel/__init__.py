@@ -10,6 +10,8 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 """
 
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 if _sys.platform == "win32":
     raise ImportError("rondel supports Linux and macOS; on Windows use asyncio's own event loops")
@@ -22,14 +24,20 @@ from .pools import ThreadPool, to_thread
 from .running import run
 from .server import Server
 
+if _TYPE_CHECKING:
+    from .pools import PoolFuture, ProcessPool, WorkerDied
+
 __all__ = (
     "EventLoopPolicy",
     "Handle",
     "Loop",
+    "PoolFuture",
+    "ProcessPool",
     "Server",
     "SocketTransport",
     "ThreadPool",
     "TimerHandle",
+    "WorkerDied",
     "__version__",
     "coroutine",
     "install",
@@ -38,3 +46,13 @@ __all__ = (
     "to_thread",
     "uninstall",
 )
+
+
+def __getattr__(name: str) -> _Any:
+    # What only programs with process pools pay for.
+    if name not in ("PoolFuture", "ProcessPool", "WorkerDied"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import pools
+
+    value = globals()[name] = getattr(pools, name)
+    return value

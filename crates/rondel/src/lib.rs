@@ -72,6 +72,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<pools::threads::Worker>()?;
     module.add_class::<pools::thread_call::Call>()?;
     pools::thread_call::prepare(py);
+    pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

@@ -9,6 +9,7 @@
 //! | `tasks` | create_task() likewise |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
+//! | [`shared_buffer`] | memory that crosses between processes |
 //!
 //! The extension declares that it needs the GIL. "Attached" below means: holds it.
 
@@ -18,6 +19,8 @@ pub mod context;
 pub mod handle;
 mod handle_slots;
 pub mod scheduling;
+#[cfg(target_os = "linux")]
+pub mod shared_buffer;
 mod tasks;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.
