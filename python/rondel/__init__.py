@@ -7,56 +7,143 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 * ``rondel.install()`` before the program starts, after which asyncio makes rondel's loops;
 * ``asyncio.set_event_loop_policy(rondel.EventLoopPolicy())``;
 * ``rondel run script.py``, which runs any asyncio program without a change to it.
+
+``rondel.open_connection()`` and ``rondel.start_server()`` make native streams; after ``install()``
+asyncio's own names do. :mod:`rondel.files` has files, :mod:`rondel.http` downloads.
 """
 
 import sys as _sys
-from typing import TYPE_CHECKING as _TYPE_CHECKING
-from typing import Any as _Any
 
 if _sys.platform == "win32":
     raise ImportError("rondel supports Linux and macOS; on Windows use asyncio's own event loops")
 
-from ._rondel import Handle, SocketTransport, TimerHandle, __version__
-from .advice import Recommendation, choose, rule
-from .generators import coroutine
-from .loop import Loop, new_event_loop
-from .policy import EventLoopPolicy, install, uninstall
-from .pools import ThreadPool, to_thread
-from .running import run
-from .server import Server
-from .watchdog import Blocked, Watch, watch
+# In a worker process the extension may be there before the package, which is told of it here.
+from . import _rondel as _rondel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import files, http
+    from ._rondel import Handle, SocketTransport, TimerHandle, __version__
+    from .advice import Recommendation, choose, rule
+    from .generators import coroutine
+    from .loop import Loop, new_event_loop
+    from .policy import EventLoopPolicy, install, uninstall
+    from .pools import (
+        DaskPool,
+        InterpreterPool,
+        PoolFuture,
+        ProcessPool,
+        ThreadPool,
+        WorkerDied,
+        offload,
+        offload_map,
+        to_thread,
+    )
+    from .running import run
+    from .server import Server
+    from .streams import (
+        StreamReader,
+        StreamReaderProtocol,
+        StreamWriter,
+        open_connection,
+        open_unix_connection,
+        start_server,
+        start_unix_server,
+    )
+    from .watchdog import Blocked, Watch, watch
+
+# Where each name is. They are imported when they are first asked for, so that `rondel get` starts
+# without asyncio, and nobody pays for a part that is not used.
+_PLACES = {
+    "Blocked": "watchdog",
+    "DaskPool": "pools",
+    "EventLoopPolicy": "policy",
+    "Handle": "_rondel",
+    "InterpreterPool": "pools",
+    "Loop": "loop",
+    "PoolFuture": "pools",
+    "ProcessPool": "pools",
+    "Recommendation": "advice",
+    "Server": "server",
+    "SocketTransport": "_rondel",
+    "StreamReader": "streams",
+    "StreamReaderProtocol": "streams",
+    "StreamWriter": "streams",
+    "ThreadPool": "pools",
+    "TimerHandle": "_rondel",
+    "Watch": "watchdog",
+    "WorkerDied": "pools",
+    "__version__": "_rondel",
+    "choose": "advice",
+    "coroutine": "generators",
+    "install": "policy",
+    "new_event_loop": "loop",
+    "offload": "pools",
+    "offload_map": "pools",
+    "open_connection": "streams",
+    "open_unix_connection": "streams",
+    "rule": "advice",
+    "run": "running",
+    "start_server": "streams",
+    "start_unix_server": "streams",
+    "to_thread": "pools",
+    "uninstall": "policy",
+    "watch": "watchdog",
+}
+_MODULES = frozenset({"files", "http", *_PLACES.values()})
 
 __all__ = (
     "Blocked",
+    "DaskPool",
     "EventLoopPolicy",
     "Handle",
+    "InterpreterPool",
     "Loop",
+    "PoolFuture",
+    "ProcessPool",
     "Recommendation",
     "Server",
     "SocketTransport",
+    "StreamReader",
+    "StreamReaderProtocol",
+    "StreamWriter",
     "ThreadPool",
     "TimerHandle",
     "Watch",
+    "WorkerDied",
     "__version__",
     "choose",
     "coroutine",
+    "files",
+    "http",
     "install",
     "new_event_loop",
+    "offload",
+    "offload_map",
+    "open_connection",
+    "open_unix_connection",
     "rule",
     "run",
+    "start_server",
+    "start_unix_server",
     "to_thread",
     "uninstall",
     "watch",
 )
 
-if _TYPE_CHECKING:
-    from . import files as files
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _PLACES:
+        value = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    elif name in _MODULES:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
-def __getattr__(name: str) -> _Any:
-    # Imported when it is first used: a program that only wants the loop starts faster.
-    if name == "files":
-        from importlib import import_module
-
-        return import_module(".files", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

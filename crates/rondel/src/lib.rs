@@ -80,11 +80,9 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<pools::thread_call::Call>()?;
     pools::thread_call::prepare(py);
     module.add_class::<sampler::Sampler>()?;
-<<<<<<< HEAD
     module.add_class::<watch::Watchdog>()?;
-=======
     files::install(module)?;
->>>>>>> 3ad0c971077884834d4b949829b47998a6cedff6
+    pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }
