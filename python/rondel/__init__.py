@@ -7,6 +7,9 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 * ``rondel.install()`` before the program starts, after which asyncio makes rondel's loops;
 * ``asyncio.set_event_loop_policy(rondel.EventLoopPolicy())``;
 * ``rondel run script.py``, which runs any asyncio program without a change to it.
+
+``rondel.open_connection()`` and ``rondel.start_server()`` make native streams; after ``install()``
+asyncio's own names do.
 """
 
 import sys as _sys
@@ -20,6 +23,15 @@ from .loop import Loop, new_event_loop
 from .policy import EventLoopPolicy, install, uninstall
 from .running import run
 from .server import Server
+from .streams import (
+    StreamReader,
+    StreamReaderProtocol,
+    StreamWriter,
+    open_connection,
+    open_unix_connection,
+    start_server,
+    start_unix_server,
+)
 
 __all__ = (
     "EventLoopPolicy",
@@ -27,11 +39,18 @@ __all__ = (
     "Loop",
     "Server",
     "SocketTransport",
+    "StreamReader",
+    "StreamReaderProtocol",
+    "StreamWriter",
     "TimerHandle",
     "__version__",
     "coroutine",
     "install",
     "new_event_loop",
+    "open_connection",
+    "open_unix_connection",
     "run",
+    "start_server",
+    "start_unix_server",
     "uninstall",
 )

@@ -71,6 +71,14 @@ imported! {
     ssl_want_read = "ssl"."SSLWantReadError";
     /// `ssl.SSLSyscallError`
     ssl_syscall_error = "ssl"."SSLSyscallError";
+    /// `asyncio.StreamReader`
+    stream_reader = "asyncio.streams"."StreamReader";
+    /// `asyncio.StreamWriter`
+    stream_writer = "asyncio.streams"."StreamWriter";
+    /// `asyncio.IncompleteReadError`
+    incomplete_read_error = "asyncio.exceptions"."IncompleteReadError";
+    /// `asyncio.LimitOverrunError`
+    limit_overrun_error = "asyncio.exceptions"."LimitOverrunError";
     /// `asyncio.CancelledError`
     cancelled_error = "asyncio"."CancelledError";
     /// `asyncio.Protocol`

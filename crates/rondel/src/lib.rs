@@ -7,6 +7,7 @@
 //! | [`event_loop`] | the Loop object: scheduling, one turn, life cycle, debug, watched descriptors |
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
 //! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
+//! | [`streams`] | StreamReader and StreamWriter |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`sendfile`] | sending files by the system call |
@@ -31,6 +32,7 @@ mod imports;
 mod process;
 mod sendfile;
 mod sock;
+mod streams;
 mod transport;
 
 use pyo3::prelude::*;
@@ -66,6 +68,9 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<transport::tls::layer::TlsLayer>()?;
     module.add_class::<transport::tls::app::TlsTransport>()?;
     module.add_class::<coroutine::Coroutine>()?;
+    module.add_class::<streams::reader::StreamReader>()?;
+    module.add_class::<streams::writer::StreamWriter>()?;
+    module.add("StreamOperation", ffi::operation::create_type(py)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

@@ -7,6 +7,8 @@
 //! | `handle_slots` | the tables through which CPython finds what handles do |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
+//! | [`operation`] | what a stream's coroutine methods return, as a raw object with a free list |
+//! | [`lookup`] | which function a method call would reach |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
 //!
@@ -17,6 +19,8 @@ pub mod confined;
 pub mod context;
 pub mod handle;
 mod handle_slots;
+pub mod lookup;
+pub mod operation;
 pub mod scheduling;
 mod tasks;
 
