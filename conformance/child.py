@@ -37,6 +37,7 @@ class Job:
 
     module: str
     loop: str  # "rondel" or "asyncio"
+    streams: str  # "native" or "asyncio"
     pipe: int  # file descriptor for the lines
     limit: float  # seconds for one test
     pattern: str | None  # run only tests whose name contains or matches it
@@ -169,11 +170,13 @@ def main() -> None:
         import rondel
 
         swap.install(rondel.Loop)
+        if job.streams == "native":
+            swap.install_streams(rondel.streams)
 
     tests = list(flatten(unittest.defaultTestLoader.loadTestsFromName(job.module)))
     if job.loop == "rondel" and job.module in sys.modules:
         swap.adapt(sys.modules[job.module])
-    table = exclusions.for_module(job.module, job.loop)
+    table = exclusions.for_module(job.module, job.loop, job.streams)
     excluded: dict[str, exclusions.Exclusion] = {}
     used: set[str] = set()
     selected: list[unittest.TestCase] = []

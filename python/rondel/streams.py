@@ -19,13 +19,18 @@ from .unix import Path
 
 _DEFAULT_LIMIT = 2**16
 
+#: asyncio's own classes, for the native part: the names in asyncio may be given to others.
+_StockReader = asyncio.StreamReader
+_StockWriter = asyncio.StreamWriter
+_StockProtocol = asyncio.StreamReaderProtocol
+
 #: What a server calls for each connection, with its reader and writer.
 ClientConnected = Callable[
     [asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None
 ]
 
 
-class StreamReader(_rondel.StreamReader, asyncio.StreamReader):
+class StreamReader(_rondel.StreamReader, _StockReader):
     """What a connection receives, to be read as it comes, by lines, separators or sizes.
 
     A native ``asyncio.StreamReader``: the same methods, limits and exceptions. Reading what has
@@ -45,7 +50,7 @@ class StreamReader(_rondel.StreamReader, asyncio.StreamReader):
             self._source_traceback = format_helpers.extract_stack(sys._getframe(1))
 
 
-class StreamWriter(_rondel.StreamWriter, asyncio.StreamWriter):
+class StreamWriter(_rondel.StreamWriter, _StockWriter):
     """The sending side of a connection, and the way to close it.
 
     A native ``asyncio.StreamWriter``: the same methods and exceptions.
@@ -59,7 +64,7 @@ class StreamWriter(_rondel.StreamWriter, asyncio.StreamWriter):
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         # drain() asks the reader for its exception.
-        assert reader is None or isinstance(reader, asyncio.StreamReader)
+        assert reader is None or isinstance(reader, _StockReader)
         self._start(transport, protocol, reader, loop)
 
 
@@ -70,12 +75,12 @@ else:
     _get_event_loop = events._get_event_loop  # type: ignore[attr-defined]
 
 
-class StreamReaderProtocol(asyncio.StreamReaderProtocol):
+class StreamReaderProtocol(_StockProtocol):
     """Between a transport and a StreamReader; a server's connections get native StreamWriters."""
 
     # asyncio's own method, which differs between Python's releases, with another StreamWriter.
     connection_made = FunctionType(
-        asyncio.StreamReaderProtocol.connection_made.__code__,
+        _StockProtocol.connection_made.__code__,
         {**vars(asyncio.streams), "StreamWriter": StreamWriter},
         "connection_made",
     )

@@ -71,10 +71,12 @@ imported! {
     ssl_want_read = "ssl"."SSLWantReadError";
     /// `ssl.SSLSyscallError`
     ssl_syscall_error = "ssl"."SSLSyscallError";
-    /// `asyncio.StreamReader`
-    stream_reader = "asyncio.streams"."StreamReader";
-    /// `asyncio.StreamWriter`
-    stream_writer = "asyncio.streams"."StreamWriter";
+    /// `asyncio.StreamReader`, whatever has that name by now
+    stream_reader = "rondel.streams"."_StockReader";
+    /// `asyncio.StreamWriter`, likewise
+    stream_writer = "rondel.streams"."_StockWriter";
+    /// `asyncio.StreamReaderProtocol`, likewise
+    stream_protocol = "rondel.streams"."_StockProtocol";
     /// `asyncio.IncompleteReadError`
     incomplete_read_error = "asyncio.exceptions"."IncompleteReadError";
     /// `asyncio.LimitOverrunError`

@@ -27,7 +27,7 @@ struct Originals {
 fn originals(py: Python<'_>) -> PyResult<Option<&Originals>> {
     static CELL: PyOnceLock<Option<Originals>> = PyOnceLock::new();
     CELL.get_or_try_init(py, || {
-        let protocol = py.import("asyncio.streams")?.getattr("StreamReaderProtocol")?;
+        let protocol = imports::stream_protocol(py)?;
         let found = Originals {
             data_received: protocol.getattr("data_received")?.unbind(),
             stream_reader: protocol.getattr("_stream_reader")?.unbind(),

@@ -101,8 +101,7 @@ fn has_room(protocol: &Bound<'_, PyAny>) -> PyResult<bool> {
     static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = protocol.py();
     let function = FUNCTION.get_or_try_init(py, || {
-        let mixin = py.import("asyncio.streams")?.getattr("FlowControlMixin")?;
-        PyResult::Ok(mixin.getattr("_drain_helper")?.unbind())
+        PyResult::Ok(imports::stream_protocol(py)?.getattr("_drain_helper")?.unbind())
     })?;
     if !lookup::calls(protocol, intern!(py, "_drain_helper"), function.bind(py)) {
         return Ok(false);
