@@ -176,7 +176,7 @@ def main() -> None:
     tests = list(flatten(unittest.defaultTestLoader.loadTestsFromName(job.module)))
     if job.loop == "rondel" and job.module in sys.modules:
         swap.adapt(sys.modules[job.module])
-    table = exclusions.for_module(job.module, job.loop, job.streams)
+    table = exclusions.for_module(job.module, job.loop)
     excluded: dict[str, exclusions.Exclusion] = {}
     used: set[str] = set()
     selected: list[unittest.TestCase] = []

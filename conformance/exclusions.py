@@ -300,15 +300,11 @@ TABLE: tuple[Exclusion, ...] = (
     ),
 )
 
-#: In addition, with rondel's own stream classes under asyncio's names.
-NATIVE_STREAMS: tuple[Exclusion, ...] = ()
 
-
-def for_module(module: str, loop: str, streams: str) -> list[Exclusion]:
+def for_module(module: str, loop: str) -> list[Exclusion]:
     """What is excluded of `module` on this Python; asyncio's own loop runs everything."""
     if loop != "rondel":
         return []
     short = module.rpartition(".")[2]
     minor = sys.version_info.minor
-    table = TABLE + NATIVE_STREAMS if streams == "native" else TABLE
-    return [e for e in table if e.module == short and e.since <= minor <= e.until]
+    return [e for e in TABLE if e.module == short and e.since <= minor <= e.until]

@@ -6,7 +6,6 @@ is asyncio's class, whose own code does everything else.
 
 import asyncio
 import asyncio.streams
-import ssl as ssl_module
 import sys
 from asyncio import events, format_helpers
 from collections.abc import Awaitable, Callable
@@ -25,9 +24,10 @@ _StockWriter = asyncio.StreamWriter
 _StockProtocol = asyncio.StreamReaderProtocol
 
 #: What a server calls for each connection, with its reader and writer.
-ClientConnected = Callable[
-    [asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None
-]
+ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
+
+
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class StreamReader(_rondel.StreamReader, _StockReader):
@@ -92,7 +92,7 @@ async def open_connection(
     *,
     limit: int = _DEFAULT_LIMIT,
     **kwds: Any,
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+) -> _Streams:
     """Connect to a server; return a reader and a writer.
 
     ``limit`` is the reader's, in bytes; everything else is as for ``loop.create_connection()``,
@@ -100,7 +100,8 @@ async def open_connection(
     """
     loop = events.get_running_loop()
     if not isinstance(loop, Loop):
-        return await _stock["open_connection"](host, port, limit=limit, **kwds)
+        stock: _Streams = await _stock["open_connection"](host, port, limit=limit, **kwds)
+        return stock
     reader = StreamReader(limit=limit, loop=loop)
     protocol = StreamReaderProtocol(reader, loop=loop)
     transport, _ = await loop.create_connection(lambda: protocol, host, port, **kwds)
@@ -124,18 +125,22 @@ async def start_server(
     """
     loop = events.get_running_loop()
     if not isinstance(loop, Loop):
-        return await _stock["start_server"](client_connected_cb, host, port, limit=limit, **kwds)
+        stock: asyncio.AbstractServer = await _stock["start_server"](
+            client_connected_cb, host, port, limit=limit, **kwds
+        )
+        return stock
     factory = _protocol_factory(client_connected_cb, limit, loop)
     return await loop.create_server(factory, host, port, **kwds)
 
 
 async def open_unix_connection(
     path: Path | None = None, *, limit: int = _DEFAULT_LIMIT, **kwds: Any
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+) -> _Streams:
     """Connect to a Unix socket's server; otherwise as open_connection()."""
     loop = events.get_running_loop()
     if not isinstance(loop, Loop):
-        return await _stock["open_unix_connection"](path, limit=limit, **kwds)
+        stock: _Streams = await _stock["open_unix_connection"](path, limit=limit, **kwds)
+        return stock
     reader = StreamReader(limit=limit, loop=loop)
     protocol = StreamReaderProtocol(reader, loop=loop)
     transport, _ = await loop.create_unix_connection(lambda: protocol, path, **kwds)
@@ -152,7 +157,10 @@ async def start_unix_server(
     """Serve connections on a Unix socket; otherwise as start_server()."""
     loop = events.get_running_loop()
     if not isinstance(loop, Loop):
-        return await _stock["start_unix_server"](client_connected_cb, path, limit=limit, **kwds)
+        stock: asyncio.AbstractServer = await _stock["start_unix_server"](
+            client_connected_cb, path, limit=limit, **kwds
+        )
+        return stock
     factory = _protocol_factory(client_connected_cb, limit, loop)
     return await loop.create_unix_server(factory, path, **kwds)
 
