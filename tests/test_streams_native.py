@@ -161,6 +161,20 @@ def test_the_buffer_is_a_bytearray_for_programs(run: Run) -> None:
     run(main)
 
 
+def test_a_look_at_the_buffer_does_not_last(run: Run) -> None:
+    async def main() -> None:
+        async with served() as ((reader, _), (_, there)):
+            for _ in range(3):
+                there.write(b"0123456789")
+                await until(lambda: len(reader._buffer) == 10)  # type: ignore[attr-defined]
+                assert await reader.readexactly(4) == b"0123"
+                there.write(b"abcdef")
+                await until(lambda: len(reader._buffer) == 12)  # type: ignore[attr-defined]
+                assert await reader.read(100) == b"456789abcdef"
+
+    run(main)
+
+
 def test_pauses_and_resumes_the_transport(run: Run) -> None:
     async def main() -> None:
         async with served(limit=1000) as ((reader, _), (_, there)):

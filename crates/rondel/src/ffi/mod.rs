@@ -41,3 +41,9 @@ pub fn thread_ident() -> u64 {
     // SAFETY: the call has no precondition.
     unsafe { pyo3::ffi::PyThread_get_thread_ident() }
 }
+
+/// Whether nobody else has a reference to the object.
+pub fn is_sole<T>(object: &pyo3::Py<T>, _py: pyo3::Python<'_>) -> bool {
+    // SAFETY: attached, and the object is alive.
+    unsafe { pyo3::ffi::Py_REFCNT(object.as_ptr()) == 1 }
+}

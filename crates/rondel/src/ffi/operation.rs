@@ -295,7 +295,7 @@ unsafe fn stop(py: Python<'_>, value: *mut PyObject) {
         let cell = SPARE.get(py);
         let spare = cell.borrow_mut().take();
         let spare = match spare {
-            Some(spare) if ffi::Py_REFCNT(spare.as_ptr()) == 1 => Some(spare),
+            Some(spare) if super::is_sole(&spare, py) => Some(spare),
             other => {
                 drop(other);
                 PyStopIteration::new_err(()).into_value(py).into_any().into()

@@ -1,13 +1,15 @@
 //! A reader's buffer: what was received and nobody has read.
 //!
 //! Mostly it is memory of its own. A piece that arrives in an empty buffer as `bytes` stays that
-//! object, so that who reads all of it gets it without a copy. And once a program has looked at
-//! `reader._buffer`, as some do, the buffer is that bytearray, so that the program may change it.
+//! object, so that who reads all of it gets it without a copy. And when a program looks at
+//! `reader._buffer`, as some do, the buffer is that bytearray for as long as the program has it, so
+//! that the program may change it.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PySlice};
 
 use crate::ffi::buffer::View;
+use crate::ffi::is_sole;
 
 /// An empty buffer gives back memory beyond this size.
 const KEPT: usize = 64 * 1024;
@@ -68,6 +70,7 @@ impl Buffer {
     /// # Errors
     /// `BufferError` when a program holds a view of the exposed bytearray.
     pub fn append(&mut self, py: Python<'_>, data: &[u8]) -> PyResult<()> {
+        self.hide(py);
         if let Storage::Exposed(array) = &self.storage {
             return array.call_method1(py, "extend", (PyBytes::new(py, data),)).map(drop);
         }
@@ -81,6 +84,7 @@ impl Buffer {
     /// As [`Buffer::append`].
     pub fn append_piece(&mut self, data: Bound<'_, PyBytes>) -> PyResult<()> {
         let py = data.py();
+        self.hide(py);
         if matches!(self.storage, Storage::Exposed(_)) || !self.is_empty(py) {
             return self.append(py, data.as_bytes());
         }
@@ -92,6 +96,7 @@ impl Buffer {
     /// The buffer's own memory, to receive up to `more` bytes behind what it holds; None when it is
     /// exposed.
     pub fn own_memory(&mut self, py: Python<'_>, more: usize) -> Option<&mut Vec<u8>> {
+        self.hide(py);
         if matches!(self.storage, Storage::Exposed(_)) {
             return None;
         }
@@ -174,6 +179,18 @@ impl Buffer {
         let array = self.look(py, |bytes| PyByteArray::new(py, bytes))?;
         self.replace(array.clone());
         Ok(array)
+    }
+
+    /// Takes the bytes back out of an exposed bytearray that nobody else has any more.
+    #[inline]
+    fn hide(&mut self, py: Python<'_>) {
+        if let Storage::Exposed(array) = &self.storage
+            && is_sole(array, py)
+            && let Ok(bytes) = self.look(py, <[u8]>::to_vec)
+        {
+            self.storage = Storage::Own(bytes);
+            self.start = 0;
+        }
     }
 
     /// Makes a bytearray the buffer.

@@ -338,6 +338,13 @@ impl StreamReader {
         Ok(())
     }
 
+    /// For loop.start_tls(): what nobody has read yet. The transport is resumed in any case.
+    fn _take_over<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let state = self.state(py);
+        state.paused.set(false);
+        state.buffer.borrow_mut().take(py, usize::MAX)
+    }
+
     // ---- private attributes, for programs and for asyncio's own code
 
     #[getter(_buffer)]
