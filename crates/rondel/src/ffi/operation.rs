@@ -286,7 +286,8 @@ fn delegate(inner: &Bound<'_, PyAny>, answer: PyResult<()>) -> PyResult<Sent> {
 /// Attached; `value` is an owned reference to None or bytes.
 unsafe fn stop(py: Python<'_>, value: *mut PyObject) {
     // SAFETY: by this function's contract. The spare is a StopIteration that only we refer to, so
-    // its fields are nobody else's.
+    // its fields are nobody else's. (PyErr_SetRaisedException is not there on 3.11.)
+    #[allow(deprecated)]
     unsafe {
         if value == ffi::Py_None() {
             ffi::Py_DECREF(value); // without an exception it means None

@@ -52,6 +52,9 @@ enum Outcome {
 /// that nothing follows.
 pub fn ready(this: &Bound<'_, SocketTransport>, to_the_end: bool) -> PyResult<()> {
     let stream = this.get().stream(this.py());
+    if stream.read_scheduled.get() {
+        return Ok(()); // its turn comes, and it reads to the end
+    }
     let result = read_a_share(this, stream, to_the_end);
     if result.is_err() && stream.is_reading() {
         // The exception leaves the loop; what has arrived is read in the next run.
@@ -89,6 +92,9 @@ fn read_a_share(
 }
 
 fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
+    if stream.read_scheduled.replace(true) {
+        return;
+    }
     if let Some(event_loop) = stream.event_loop(this.py()) {
         let target = this.clone().into_any().unbind();
         event_loop.get().state(this.py()).push_step(target, read_again);
@@ -98,6 +104,7 @@ fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
 /// Step: goes on where a turn's share was used up, or where reading was resumed.
 fn read_again(target: &Bound<'_, PyAny>) -> PyResult<()> {
     let this = target.cast::<SocketTransport>()?;
+    this.get().stream(this.py()).read_scheduled.set(false);
     // Whether the peer has closed meanwhile is not known here: read until nothing comes.
     ready(this, true)
 }
