@@ -235,6 +235,51 @@ def test_isinstance_and_subclasses(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("reader_class", READERS)
+def test_a_subclasss_methods_are_called_by_the_others(run: Run, reader_class: Any) -> None:
+    calls: list[str] = []
+
+    def noting(name: str) -> Any:
+        async def method(self: Any, *args: Any) -> Any:
+            calls.append(name)
+            return await getattr(super(kind, self), name)(*args)
+
+        return method
+
+    async def use(reader: Any) -> None:
+        reader.feed_data(b"one\ntwo\nthree\nfour" + bytes(70_000))
+        await reader.readline()
+        await reader.readuntil()
+        await reader.readuntil(b"\n")
+        await reader.readexactly(2)
+        await reader.read(3)
+        reader.feed_data(b"\n")
+        assert await anext(reader)
+        asyncio.get_running_loop().call_soon(reader.feed_data, b"x\n")
+        assert await anext(reader) == b"x\n"
+        reader.feed_data(b"tail")
+        reader.feed_eof()
+        assert await reader.read() == b"tail"
+
+    found = {}
+    for name in ("read", "readline", "readuntil", "readexactly", "_wait_for_data"):
+        kind = type("Reader", (reader_class,), {name: noting(name)})
+        calls.clear()
+        run(use_of, kind, use)
+        found[name] = len(calls)
+    assert found == {
+        "read": 4,
+        "readline": 3,
+        "readuntil": 5,
+        "readexactly": 1,
+        "_wait_for_data": 1,
+    }
+
+
+async def use_of(kind: Any, use: Any) -> None:
+    await use(kind(limit=100_000))
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limit_must_be_positive(loop: Loop, limit: int) -> None:
     with pytest.raises(ValueError, match="Limit cannot be <= 0"):

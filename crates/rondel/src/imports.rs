@@ -77,6 +77,8 @@ imported! {
     stream_writer = "rondel.streams"."_StockWriter";
     /// `asyncio.StreamReaderProtocol`, likewise
     stream_protocol = "rondel.streams"."_StockProtocol";
+    /// `rondel.StreamReader`
+    our_stream_reader = "rondel.streams"."StreamReader";
     /// `asyncio.IncompleteReadError`
     incomplete_read_error = "asyncio.exceptions"."IncompleteReadError";
     /// `asyncio.LimitOverrunError`

@@ -171,9 +171,29 @@ fn plain_size(n: &Bound<'_, PyAny>) -> Option<isize> {
 fn stock<'py>(
     slf: &Bound<'py, StreamReader>,
     method: &str,
-    argument: &Bound<'py, PyAny>,
+    argument: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    imports::stream_reader(slf.py())?.call_method1(method, (slf, argument))
+    let class = imports::stream_reader(slf.py())?;
+    match argument {
+        Some(argument) => class.call_method1(method, (slf, argument)),
+        None => class.call_method1(method, (slf,)),
+    }
+}
+
+/// Whether a program's subclass has methods of its own among those that asyncio's reading methods call.
+#[inline]
+fn has_own(slf: &Bound<'_, StreamReader>, names: &[&str]) -> PyResult<bool> {
+    let ours = imports::our_stream_reader(slf.py())?;
+    let class = slf.get_type();
+    if class.is(ours) {
+        return Ok(false);
+    }
+    for name in names.iter().chain(&["_wait_for_data", "_maybe_resume_transport"]) {
+        if !class.getattr(name)?.is(&ours.getattr(name)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// `readuntil()` of several separators. asyncio knows them from 3.13 on.
@@ -184,8 +204,8 @@ fn until_any<'py>(
     let py = slf.py();
     let mut sorted: Vec<Bound<'py, PyAny>> = separators.iter().collect();
     let plain = sorted.iter().all(|separator| separator.cast_exact::<PyBytes>().is_ok());
-    if !plain || py.version_info() < (3, 13) {
-        return stock(slf, "readuntil", separators);
+    if !plain || has_own(slf, &[])? || py.version_info() < (3, 13) {
+        return stock(slf, "readuntil", Some(separators));
     }
     sorted.sort_by_key(|separator| separator.len().unwrap_or(0));
     let sorted = PyTuple::new(py, sorted)?;
@@ -229,9 +249,12 @@ impl StreamReader {
             None => -1,
             Some(n) => match plain_size(n) {
                 Some(size) => size,
-                None => return stock(slf, "read", n),
+                None => return stock(slf, "read", Some(n)),
             },
         };
+        if has_own(slf, if size < 0 { &["read"] } else { &[] })? {
+            return stock(slf, "read", n.0.as_ref());
+        }
         Operation::create(if size < 0 { Kind::ReadAll } else { Kind::Read }, slf, None, size)
     }
 
@@ -242,13 +265,18 @@ impl StreamReader {
         n: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         match plain_size(n) {
-            Some(size) => Operation::create(Kind::ReadExactly, slf, None, size),
-            None => stock(slf, "readexactly", n),
+            Some(size) if !has_own(slf, &[])? => {
+                Operation::create(Kind::ReadExactly, slf, None, size)
+            }
+            _ => stock(slf, "readexactly", Some(n)),
         }
     }
 
     /// Read up to and including a newline, or to the end; ValueError when that is beyond the limit.
     fn readline<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        if has_own(slf, &["readuntil"])? {
+            return stock(slf, "readline", None);
+        }
         Operation::create(Kind::ReadLine, slf, None, 0)
     }
 
@@ -261,14 +289,19 @@ impl StreamReader {
         separator: Given<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let Some(separator) = &separator.0 else {
+            if has_own(slf, &[])? {
+                return stock(slf, "readuntil", None);
+            }
             return Operation::create(Kind::ReadUntil, slf, None, 0);
         };
         if let Ok(separators) = separator.cast_exact::<PyTuple>() {
             return until_any(slf, separators);
         }
         match separator.cast_exact::<PyBytes>() {
-            Ok(_) => Operation::create(Kind::ReadUntil, slf, Some(separator.clone()), 0),
-            Err(_) => stock(slf, "readuntil", separator),
+            Ok(_) if !has_own(slf, &[])? => {
+                Operation::create(Kind::ReadUntil, slf, Some(separator.clone()), 0)
+            }
+            _ => stock(slf, "readuntil", Some(separator)),
         }
     }
 
@@ -277,6 +310,9 @@ impl StreamReader {
     }
 
     fn __anext__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        if has_own(slf, &["readline", "readuntil"])? {
+            return stock(slf, "__anext__", None);
+        }
         Operation::create(Kind::Next, slf, None, 0)
     }
 
