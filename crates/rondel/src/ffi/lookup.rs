@@ -14,6 +14,8 @@ unsafe extern "C" {
         name: *mut PyObject,
         method: *mut *mut PyObject,
     ) -> std::ffi::c_int;
+    // Likewise: where an object keeps its `__dict__`; null if nowhere.
+    fn _PyObject_GetDictPtr(object: *mut PyObject) -> *mut *mut PyObject;
     // Likewise: a class's attribute, without an exception when there is none.
     fn _PyType_Lookup(class: *mut ffi::PyTypeObject, name: *mut PyObject) -> *mut PyObject;
 }
@@ -37,6 +39,17 @@ pub fn calls(
         let same = unbound == 1 && found == function.as_ptr();
         ffi::Py_DECREF(found);
         same
+    }
+}
+
+/// Whether the object has attributes of its own. For objects of native classes that keep their
+/// `__dict__` by a pointer which is null until it is needed.
+#[inline]
+pub fn has_attributes(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: attached; the place that is returned, if any, is inside the live object.
+    unsafe {
+        let place = _PyObject_GetDictPtr(object.as_ptr());
+        !place.is_null() && !(*place).is_null()
     }
 }
 

@@ -87,7 +87,12 @@ fn as_native<'py>(
 ) -> Option<Bound<'py, StreamReader>> {
     let py = reader.py();
     let reader = reader.cast_into::<StreamReader>().ok()?;
-    let feeds = lookup::calls(&reader, intern!(py, "feed_data"), originals.our_feed_data.bind(py));
+    let (name, ours) = (intern!(py, "feed_data"), originals.our_feed_data.bind(py));
+    let feeds = if lookup::has_attributes(&reader) {
+        lookup::calls(&reader, name, ours)
+    } else {
+        lookup::class_has(&reader, name, ours)
+    };
     // After the end, feed_data() has something to say.
     (feeds && !reader.get().state(py).eof.get()).then_some(reader)
 }

@@ -56,10 +56,12 @@ impl State {
     pub fn wake(&self, py: Python<'_>) -> PyResult<()> {
         let Some(waiter) = self.waiter.take(py) else { return Ok(()) };
         self.wanted.set(0);
-        if !waiter.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
-            waiter.call_method1(intern!(py, "set_result"), (py.None(),))?;
+        match waiter.call_method1(intern!(py, "set_result"), (py.None(),)) {
+            Ok(_) => Ok(()),
+            // asyncio asks before; that this is rarely so is worth a call.
+            Err(_) if waiter.call_method0(intern!(py, "cancelled"))?.is_truthy()? => Ok(()),
+            Err(error) => Err(error),
         }
-        Ok(())
     }
 
     /// Something was added to the buffer: wakes the waiting operation, and pauses the transport when

@@ -32,35 +32,19 @@ struct State {
     event_loop: Attribute,
 }
 
-/// What `function` of `SocketTransport` is to Python.
-fn native<'py>(
-    py: Python<'py>,
-    cell: &'static PyOnceLock<Py<PyAny>>,
-    name: &str,
-) -> PyResult<&'py Bound<'py, PyAny>> {
-    cell.get_or_try_init(py, || Ok(py.get_type::<SocketTransport>().getattr(name)?.unbind()))
-        .map(|function| function.bind(py))
-}
-
-/// The transport as our socket transport, unless the program has put something of its own in the
-/// place of the method.
+/// The transport as our socket transport, unless the program has put something of its own onto it:
+/// perhaps in the place of a method.
 #[inline]
-fn socket<'a, 'py>(
-    transport: &'a Bound<'py, PyAny>,
-    name: &Bound<'py, pyo3::types::PyString>,
-    function: &Bound<'py, PyAny>,
-) -> Option<&'a Bound<'py, SocketTransport>> {
+fn socket<'a, 'py>(transport: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, SocketTransport>> {
     let socket = transport.cast_exact::<SocketTransport>().ok()?;
-    lookup::calls(transport, name, function).then_some(socket)
+    (!lookup::has_attributes(transport)).then_some(socket)
 }
 
 fn is_closing(transport: &Bound<'_, PyAny>) -> PyResult<bool> {
-    static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = transport.py();
-    let name = intern!(py, "is_closing");
-    match socket(transport, name, native(py, &FUNCTION, "is_closing")?) {
+    match socket(transport) {
         Some(socket) => Ok(socket.get().stream(py).closing.get()),
-        None => transport.call_method0(name)?.is_truthy(),
+        None => transport.call_method0(intern!(py, "is_closing"))?.is_truthy(),
     }
 }
 
@@ -135,13 +119,11 @@ impl StreamWriter {
 
     /// Send data; never blocks, what cannot be sent now is queued: await drain() afterwards.
     fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let py = data.py();
         let transport = self.its_transport(py)?;
-        let name = intern!(py, "write");
-        match socket(&transport, name, native(py, &FUNCTION, "write")?) {
+        match socket(&transport) {
             Some(socket) => writing::write(socket, data),
-            None => transport.call_method1(name, (data,)).map(drop),
+            None => transport.call_method1(intern!(py, "write"), (data,)).map(drop),
         }
     }
 
