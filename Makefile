@@ -14,7 +14,7 @@ override URLS := $(value URLS)
 export URLS PYTHONS
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench build clean preflight
+.PHONY: help run test lint fmt bench build wheels clean preflight
 
 help:
 	@echo 'make run                  download files from an embedded server with aiohttp, on asyncio'"'"'s loop and on ours'
@@ -27,6 +27,7 @@ help:
 	@echo 'make fmt                  put the formatting right'
 	@echo 'make build                build the release extension into .venv'
 	@echo 'make bench                measure rondel beside the other loops; QUICK=1 for a first look'
+	@echo 'make wheels               build a manylinux wheel for each Python at hand, and try each'
 	@echo 'make clean                remove what was built and installed; downloads and results stay'
 	@echo
 	@echo 'PYTHON=python3.13         on any of them: the interpreter to use instead of python3'
@@ -54,6 +55,9 @@ fmt: preflight
 
 bench: preflight
 	@"$(PYTHON)" benches/run.py $(if $(QUICK),--quick) $(ARGS)
+
+wheels: preflight
+	@"$(PYTHON)" scripts/wheels.py $(PYTHONS)
 
 clean:
 	rm -rf target benches/loadgen/target .venv .venvs .pythons build dist

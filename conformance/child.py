@@ -169,9 +169,12 @@ def main() -> None:
     if job.loop == "rondel":
         import rondel
 
-        swap.install(rondel.Loop)
-        if job.streams == "native":
-            swap.install_streams(rondel.streams)
+        if ".test_concurrent_futures" in job.module:
+            swap.install_thread_pool(rondel.ThreadPool)
+        else:
+            swap.install(rondel.Loop)
+            if job.streams == "native":
+                swap.install_streams(rondel.streams)
 
     tests = list(flatten(unittest.defaultTestLoader.loadTestsFromName(job.module)))
     if job.loop == "rondel" and job.module in sys.modules:

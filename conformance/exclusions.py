@@ -48,7 +48,25 @@ SOCKET_MODULE = (
 SELECTOR = "the same tests with another selector of asyncio's; rondel has one poller"
 WATCHER = "the same tests with another of asyncio's child watchers (gone in 3.14)"
 
+OTHER_POOLS = "the same tests with pools of processes or interpreters"
+
 TABLE: tuple[Exclusion, ...] = (
+    # ---- pools other than the thread pool
+    *(
+        Exclusion(module, "twin", OTHER_POOLS, ("ProcessPool*",))
+        for module in (
+            "test_concurrent_futures",
+            "test_as_completed",
+            "test_init",
+            "test_shutdown",
+            "test_wait",
+        )
+    ),
+    *(
+        Exclusion(module, "twin", OTHER_POOLS, ("InterpreterPool*",), since=14)
+        for module in ("test_as_completed", "test_init")
+    ),
+    Exclusion("test_init", "twin", OTHER_POOLS, ("FailingInitializerResourcesTest.*",), since=12),
     # ---- white-box
     Exclusion(
         "test_base_events",

@@ -53,6 +53,15 @@ BEYOND = [
     "test.test_unittest.test_async_case",
     "unittest.test.test_async_case",
 ]
+# The tests of thread pools; the first is one file for all of them, up to 3.11.
+POOLS = [
+    "test.test_concurrent_futures",
+    "test.test_concurrent_futures.test_as_completed",
+    "test.test_concurrent_futures.test_init",
+    "test.test_concurrent_futures.test_shutdown",
+    "test.test_concurrent_futures.test_thread_pool",
+    "test.test_concurrent_futures.test_wait",
+]
 # Modules whose tests need no loop, and the version since which that is so. While another module
 # runs, at least one must be made.
 LOOPLESS = {
@@ -279,6 +288,7 @@ def module_names(only: str | None) -> list[str]:
         if path.stem not in NOT_LOADED
     ]
     names += [name for name in BEYOND if _exists(name)]
+    names += [name for name in POOLS if _exists(name) and not _is_package(name)]
     if only is None:
         return names
     patterns = only.split(",")
@@ -298,6 +308,11 @@ def _exists(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+def _is_package(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.submodule_search_locations is not None
 
 
 def python_info(loop: str) -> str:

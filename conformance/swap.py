@@ -22,6 +22,7 @@ import asyncio.base_events
 import asyncio.selector_events
 import asyncio.streams
 import asyncio.unix_events
+import concurrent.futures
 import importlib
 import types
 from typing import Any
@@ -36,7 +37,7 @@ LOOP_CLASSES = {
 
 
 class Created:
-    """Loops created so far in this process, by whose they are."""
+    """Loops created so far in this process, by whose they are; in tests of thread pools, pools."""
 
     ours = 0
     stock = 0
@@ -130,6 +131,33 @@ def install_streams(streams: types.ModuleType) -> None:
     ):
         for module in (asyncio, asyncio.streams):
             setattr(module, name, getattr(streams, name))
+
+
+def install_thread_pool(pool_class: Any) -> None:
+    """Puts `pool_class` in the place of `concurrent.futures.ThreadPoolExecutor`, here and in the
+    programs that the tests start. To be called before a test module is imported.
+    """
+    init = pool_class.__init__
+
+    def counting_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        Created.ours += 1
+        init(self, *args, **kwargs)
+
+    pool_class.__init__ = counting_init
+    concurrent.futures.ThreadPoolExecutor = pool_class
+
+    helper: Any = importlib.import_module("test.support.script_helper")
+    run = helper.assert_python_ok
+    # The programs import the class by its own name, too.
+    names = f"concurrent.futures.ThreadPoolExecutor = concurrent.futures.{pool_class.__name__}"
+    swap = f"import concurrent.futures, rondel; {names} = rondel.ThreadPool\n"
+
+    def assert_python_ok(*args: str, **kwargs: Any) -> Any:
+        if len(args) == 2 and args[0] == "-c":
+            args = ("-c", swap + args[1])
+        return run(*args, **kwargs)
+
+    helper.assert_python_ok = assert_python_ok
 
 
 def adapt(test_module: types.ModuleType) -> None:

@@ -23,6 +23,7 @@ survey() {
         "$python" -c 'import test.test_asyncio'
     need postgresql "the server of tests/test_framework_postgres.py" has_postgres
     need redis-server "the server of tests/test_framework_redis.py" command -v redis-server
+    need chromium "the browser of tests/test_browser.py" command -v chromium
 }
 has_postgres() { # which is on PATH, or where Debian has it
     command -v initdb || ls /usr/lib/postgresql/*/bin/initdb

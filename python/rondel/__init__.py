@@ -18,9 +18,11 @@ if _sys.platform == "win32":
     raise ImportError("rondel supports Linux and macOS; on Windows use asyncio's own event loops")
 
 from ._rondel import Handle, SocketTransport, TimerHandle, __version__
+from .advice import Recommendation, choose, rule
 from .generators import coroutine
 from .loop import Loop, new_event_loop
 from .policy import EventLoopPolicy, install, uninstall
+from .pools import ThreadPool, to_thread
 from .running import run
 from .server import Server
 from .streams import (
@@ -37,20 +39,25 @@ __all__ = (
     "EventLoopPolicy",
     "Handle",
     "Loop",
+    "Recommendation",
     "Server",
     "SocketTransport",
     "StreamReader",
     "StreamReaderProtocol",
     "StreamWriter",
+    "ThreadPool",
     "TimerHandle",
     "__version__",
+    "choose",
     "coroutine",
     "install",
     "new_event_loop",
     "open_connection",
     "open_unix_connection",
+    "rule",
     "run",
     "start_server",
     "start_unix_server",
+    "to_thread",
     "uninstall",
 )

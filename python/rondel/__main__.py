@@ -9,6 +9,7 @@ import sys
 import types
 
 from . import __version__
+from .advice import command as advice
 from .policy import install
 
 
@@ -27,12 +28,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
     run.add_argument("program", help="the script's path, or the module's name with -m")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
+    advice.add_parser(commands)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status unless the program itself exits."""
     options = _parser().parse_args(argv)
+    if options.command == "advise":
+        return advice.advise(options, _run_script)
     install()
     # The program finds what it would find under python: its arguments and, first on the path, its
     # own folder instead of rondel's.

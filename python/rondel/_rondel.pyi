@@ -1,6 +1,7 @@
 # Types of the native part.
 
 import asyncio
+import concurrent.futures
 import socket
 import ssl
 from abc import ABCMeta
@@ -8,13 +9,14 @@ from asyncio.events import _TaskFactory
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from collections.abc import Coroutine as _Coroutine
 from contextvars import Context
-from typing import Any, Self, TypeAlias, TypeVar, TypeVarTuple, final
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
 from _typeshed import FileDescriptorLike, ReadableBuffer, WriteableBuffer
 from typing_extensions import disjoint_base
 
 from .server import Server
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
@@ -76,6 +78,16 @@ class WritePipeTransport(PipeTransport, asyncio.Transport):
 class ChildWatch:
     def __new__(cls, event_loop: Loop, callback: Callable[[int | None], object]) -> Self: ...
     def start(self, pid: int) -> None: ...
+
+@final
+class Sampler:
+    def __new__(
+        cls,
+        interval: float,
+        report: Callable[[float, bool, list[tuple[int, str]]], object] | None = None,
+    ) -> Self: ...
+    def start(self) -> None: ...
+    def stop(self) -> tuple[float, float]: ...
 
 @final
 class SubprocessPipe:
@@ -157,6 +169,40 @@ class Listener:
     def stop(self) -> None: ...
 
 @disjoint_base
+class ThreadPool(concurrent.futures.ThreadPoolExecutor):
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
+    def _open(self, max_workers: int, idle_timeout: float | None) -> None: ...
+    def submit(
+        self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> concurrent.futures.Future[_T]: ...
+    def _run_for(
+        self,
+        event_loop: Loop,
+        function: Callable[..., _T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        carry: bool = False,
+    ) -> asyncio.Future[_T]: ...
+    def _close(self, cancel: bool) -> None: ...
+    def _after_fork(self) -> None: ...
+    @staticmethod
+    def _interpreter_exits() -> None: ...
+    @property
+    def _queued(self) -> int: ...
+
+@final
+class ThreadWorker:
+    @property
+    def number(self) -> int: ...
+    def run(self) -> None: ...
+    def dismiss(self) -> None: ...
+    def fail(self) -> None: ...
+
+@final
+class ThreadCall:
+    def __call__(self, future: Any, /) -> None: ...
+
+@disjoint_base
 class Loop(asyncio.AbstractEventLoop, metaclass=ABCMeta):
     slow_callback_duration: float
     _debug: bool
@@ -167,6 +213,12 @@ class Loop(asyncio.AbstractEventLoop, metaclass=ABCMeta):
     def __new__(cls, *, debug: bool = False) -> Self: ...
     def run_forever(self) -> None: ...
     def run_until_complete(self, future: Generator[Any, None, _T] | Awaitable[_T]) -> _T: ...
+    def run_in_executor(
+        self,
+        executor: concurrent.futures.Executor | None,
+        func: Callable[[*_Ts], _T],
+        *args: *_Ts,
+    ) -> asyncio.Future[_T]: ...
     def stop(self) -> None: ...
     def is_running(self) -> bool: ...
     def is_closed(self) -> bool: ...

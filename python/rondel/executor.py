@@ -2,19 +2,21 @@
 
 import asyncio
 import concurrent.futures
+import contextvars
+import functools
 import logging
 import socket
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar
 
 from .errors import ErrorHandling
+from .pools.threads import ThreadPool, is_thread_pool
 
 logger = logging.getLogger("asyncio")
 
 _T = TypeVar("_T")
-_Ts = TypeVarTuple("_Ts")
 # (family, type, proto, canonname, sockaddr), as socket.getaddrinfo() returns it.
 AddrInfo = tuple[Any, Any, int, str, Any]
 
@@ -27,25 +29,39 @@ class Executing(ErrorHandling):
         self._default_executor: concurrent.futures.Executor | None = None
         self._executor_shutdown_called = False
 
-    def run_in_executor(
+    def _run_in_executor(
         self,
         executor: concurrent.futures.Executor | None,
-        func: Callable[[*_Ts], _T],
-        *args: *_Ts,
+        func: Callable[..., _T],
+        args: tuple[Any, ...],
     ) -> "asyncio.Future[_T]":
-        """Call ``func(*args)`` in an executor; None means the default one, a thread pool."""
-        self._check_closed()
+        """Called by the native ``run_in_executor()`` for all but calls to thread pools of ours."""
         if self.get_debug():
             self._check_callback(func, "run_in_executor")
         if executor is None:
-            if self._executor_shutdown_called:
-                raise RuntimeError("Executor shutdown has been called")
             executor = self._default_executor
-            if executor is None:
-                executor = self._default_executor = concurrent.futures.ThreadPoolExecutor(
-                    thread_name_prefix="asyncio"
-                )
+            if executor is None or self._executor_shutdown_called:
+                executor = self._make_default_executor()
+        if is_thread_pool(executor):
+            return executor._run_for(self, func, args)
         return asyncio.wrap_future(executor.submit(func, *args), loop=self)
+
+    def _make_default_executor(self) -> concurrent.futures.Executor:
+        if self._executor_shutdown_called:
+            raise RuntimeError("Executor shutdown has been called")
+        self._default_executor = ThreadPool(thread_name_prefix="asyncio")
+        return self._default_executor
+
+    def _call_in_thread(
+        self, func: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> "asyncio.Future[_T]":
+        """For ``rondel.to_thread()``: the default executor, in a copy of the current context."""
+        executor = self._default_executor or self._make_default_executor()
+        if is_thread_pool(executor) and not self._executor_shutdown_called:
+            self._check_closed()
+            return executor._run_for(self, func, args, kwargs, True)
+        call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
+        return self.run_in_executor(None, call)
 
     def set_default_executor(self, executor: concurrent.futures.Executor) -> None:
         """Set the executor for ``run_in_executor(None, …)``; must be a ThreadPoolExecutor."""

@@ -85,6 +85,14 @@ imported! {
     limit_overrun_error = "asyncio.exceptions"."LimitOverrunError";
     /// `asyncio.CancelledError`
     cancelled_error = "asyncio"."CancelledError";
+    /// `concurrent.futures.Future`
+    concurrent_future = "concurrent.futures"."Future";
+    /// `concurrent.futures.thread.BrokenThreadPool`
+    broken_thread_pool = "concurrent.futures.thread"."BrokenThreadPool";
+    /// `rondel.pools.threads.ThreadPool`
+    thread_pool = "rondel.pools.threads"."ThreadPool";
+    /// `asyncio.futures._convert_future_exc`
+    convert_future_exception = "asyncio.futures"."_convert_future_exc";
     /// `asyncio.Protocol`
     protocol_type = "asyncio"."Protocol";
     /// `asyncio.sslproto._SSLProtocolTransport`

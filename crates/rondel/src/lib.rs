@@ -8,11 +8,13 @@
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
 //! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
 //! | [`streams`] | StreamReader and StreamWriter |
+//! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`sendfile`] | sending files by the system call |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
+//! | [`sampler`] | what the process's threads are doing, and whether the GIL is held |
 //! | [`imports`] | names of the standard library that are looked up once |
 //! | [`ffi`] | every unsafe call into CPython; nothing unsafe about Python is outside it |
 //!
@@ -29,7 +31,9 @@ mod event_loop;
 mod ffi;
 mod handle;
 mod imports;
+mod pools;
 mod process;
+mod sampler;
 mod sendfile;
 mod sock;
 mod streams;
@@ -71,6 +75,11 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<streams::reader::StreamReader>()?;
     module.add_class::<streams::writer::StreamWriter>()?;
     module.add("StreamOperation", ffi::operation::create_type(py)?)?;
+    module.add_class::<pools::threads::ThreadPool>()?;
+    module.add_class::<pools::threads::Worker>()?;
+    module.add_class::<pools::thread_call::Call>()?;
+    pools::thread_call::prepare(py);
+    module.add_class::<sampler::Sampler>()?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

@@ -199,7 +199,7 @@ pub fn to_transport(
                 if stream.conn_lost.get() > 0 {
                     return Err(PyConnectionError::new_err("Connection closed by peer"));
                 }
-                progress.step(py, stream.endpoint.fd())
+                progress.step(py, stream.endpoint.fd(py))
             })?;
             match step {
                 Step::Done => return total(&progress),

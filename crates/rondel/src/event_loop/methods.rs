@@ -11,6 +11,7 @@ use super::{Loop, State, debug, exceptions, life_cycle, tasks, traverse, watchin
 use crate::coroutine::Coroutine;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
+use crate::pools;
 use crate::sendfile;
 use crate::sock;
 use crate::transport::datagram::DatagramTransport;
@@ -316,6 +317,17 @@ impl Loop {
         extra: Option<Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, WritePipeTransport>> {
         WritePipeTransport::adopt(slf, pipe, protocol, waiter, extra)
+    }
+
+    /// Call func(*args) in an executor, and return a future; None is the default executor, threads.
+    #[pyo3(signature = (executor, func, *args))]
+    fn run_in_executor<'py>(
+        slf: &Bound<'py, Self>,
+        executor: &Bound<'py, PyAny>,
+        func: &Bound<'py, PyAny>,
+        args: Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        pools::threads::run_in_executor(slf, executor, func, args)
     }
 
     /// The open transport that uses the descriptor, or None.

@@ -225,6 +225,13 @@ impl State {
         }
     }
 
+    /// As [`State::wake`], but leaves it to the caller to ring, soon: when it has let go of the GIL,
+    /// without which a woken loop could not do a thing.
+    #[must_use]
+    pub fn wake_later(&self) -> Option<Waker> {
+        if self.sleeping.replace(false) { self.waker.borrow().clone() } else { None }
+    }
+
     /// # Errors
     /// `RuntimeError` when the loop is closed.
     pub fn check_closed(&self) -> PyResult<()> {

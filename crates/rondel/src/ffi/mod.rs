@@ -10,6 +10,7 @@
 //! | [`operation`] | what a stream's coroutine methods return, as a raw object with a free list |
 //! | [`lookup`] | which function a method call would reach |
 //! | [`context`] | entering and leaving `contextvars.Context` |
+//! | [`socket`] | the descriptor of a Python socket object, as it is now |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
 //!
 //! The extension declares that it needs the GIL. "Attached" below means: holds it.
@@ -22,6 +23,7 @@ mod handle_slots;
 pub mod lookup;
 pub mod operation;
 pub mod scheduling;
+pub mod socket;
 mod tasks;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.

@@ -2,9 +2,10 @@
 //!
 //! A connection that we accepted is a bare descriptor; it becomes a Python socket object only when a
 //! program asks for `get_extra_info("socket")`. A socket that the program or our connecting code made
-//! stays that object. Either way there is one owner, and closing goes through it.
+//! stays that object. Either way there is one owner, and closing goes through it. A program that closes
+//! or detaches its socket all the same takes the descriptor away: see [`Endpoint::fd`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use pyo3::intern;
@@ -14,19 +15,20 @@ use rondel_reactor::net;
 use socket2::SockAddr;
 
 use super::address;
+use crate::ffi::socket::Socket;
 use crate::imports;
 
 enum Owner {
     /// Ours.
     Descriptor(OwnedFd),
     /// A Python socket object's.
-    Object(Py<PyAny>),
+    Object(Socket),
     Closed,
 }
 
 /// See the module's documentation.
 pub struct Endpoint {
-    fd: Cell<RawFd>,
+    number: RawFd,
     owner: RefCell<Owner>,
     local: Option<SockAddr>,
     peer: Option<SockAddr>,
@@ -39,7 +41,7 @@ impl Endpoint {
     pub fn accepted(fd: OwnedFd, peer: SockAddr) -> Self {
         let raw = fd.as_raw_fd();
         Endpoint {
-            fd: Cell::new(raw),
+            number: raw,
             owner: RefCell::new(Owner::Descriptor(fd)),
             local: net::local_address(raw).ok(),
             peer: Some(peer),
@@ -49,19 +51,34 @@ impl Endpoint {
 
     /// A connected Python socket.
     pub fn adopted(sock: &Bound<'_, PyAny>, extra: Option<Bound<'_, PyDict>>) -> PyResult<Self> {
-        let fd: RawFd = sock.call_method0(intern!(sock.py(), "fileno"))?.extract()?;
+        let sock = Socket::new(sock)?;
+        let fd = sock.number();
         Ok(Endpoint {
-            fd: Cell::new(fd),
-            owner: RefCell::new(Owner::Object(sock.clone().unbind())),
+            number: fd,
+            owner: RefCell::new(Owner::Object(sock)),
             local: net::local_address(fd).ok(),
             peer: net::peer_address(fd).ok(),
             extra: RefCell::new(extra.map(Bound::unbind)),
         })
     }
 
-    /// The descriptor; -1 when closed.
-    pub fn fd(&self) -> RawFd {
-        self.fd.get()
+    /// The descriptor's number, also of one that is closed: a name for people and tables.
+    pub fn number(&self) -> RawFd {
+        self.number
+    }
+
+    /// The descriptor for a system call. -1 when the program closed (or detached) the socket behind
+    /// our back, since the number may be another's by now.
+    #[inline]
+    pub fn fd(&self, py: Python<'_>) -> RawFd {
+        let sock = match &*self.owner.borrow() {
+            Owner::Object(sock) => match sock.native_fd(py) {
+                Some(fd) => return fd,
+                None => sock.clone_ref(py),
+            },
+            _ => return self.number,
+        };
+        sock.fd(py)
     }
 
     /// Whether it is closed.
@@ -84,20 +101,6 @@ impl Endpoint {
         self.peer.is_some()
     }
 
-    /// The descriptor to remove from the poller before closing: -1 when the program closed (or
-    /// detached) the socket behind our back, since the number may be another's by now.
-    pub fn fd_to_remove(&self, py: Python<'_>) -> RawFd {
-        let object = match &*self.owner.borrow() {
-            Owner::Object(sock) => sock.clone_ref(py),
-            _ => return self.fd.get(),
-        };
-        let current = object
-            .call_method0(py, intern!(py, "fileno"))
-            .and_then(|fileno| fileno.extract::<RawFd>(py))
-            .unwrap_or(-1);
-        if current == self.fd.get() { current } else { -1 }
-    }
-
     /// Closes the socket through its owner.
     pub fn close(&self, py: Python<'_>) -> PyResult<()> {
         // Taken out first: closing an object runs Python code.
@@ -105,7 +108,7 @@ impl Endpoint {
         match owner {
             Owner::Descriptor(fd) => drop(fd),
             Owner::Object(sock) => {
-                sock.call_method0(py, intern!(py, "close"))?;
+                sock.object().call_method0(py, intern!(py, "close"))?;
             }
             Owner::Closed => {}
         }
@@ -119,7 +122,7 @@ impl Endpoint {
         if let Owner::Object(sock) = owner
             && let Ok(native) = imports::native_socket_type(py)
         {
-            let _ = native.call_method1(intern!(py, "close"), (sock,));
+            let _ = native.call_method1(intern!(py, "close"), (sock.object(),));
         }
     }
 
@@ -157,12 +160,12 @@ impl Endpoint {
         let owner = match owner {
             Owner::Descriptor(fd) => {
                 let family = self.family().unwrap_or(libc::AF_INET);
-                Owner::Object(address::socket_object(py, fd, family)?.unbind())
+                Owner::Object(Socket::new(&address::socket_object(py, fd, family)?)?)
             }
             other => other,
         };
         let sock = match &owner {
-            Owner::Object(sock) => Some(sock.bind(py).clone()),
+            Owner::Object(sock) => Some(sock.object().bind(py).clone()),
             _ => None,
         };
         drop(self.owner.replace(owner));
@@ -174,7 +177,7 @@ impl Endpoint {
         if let Ok(owner) = self.owner.try_borrow()
             && let Owner::Object(sock) = &*owner
         {
-            visit.call(sock)?;
+            sock.traverse(visit)?;
         }
         match self.extra.try_borrow() {
             Ok(extra) => visit.call(&*extra),

@@ -1,7 +1,6 @@
 //! Accepting connections on a listening socket.
 
 use std::cell::Cell;
-use std::os::fd::RawFd;
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -17,6 +16,7 @@ use crate::errors::os_error;
 use crate::event_loop::{Loop, exceptions};
 use crate::ffi::confined::Confined;
 use crate::ffi::context;
+use crate::ffi::socket::Socket;
 use crate::imports;
 
 /// Seconds to wait when the system is out of descriptors or memory (asyncio's figure).
@@ -53,13 +53,12 @@ impl Tls {
 #[pyclass(frozen, weakref, module = "rondel._rondel", name = "Listener")]
 pub struct Listener {
     event_loop: Py<Loop>,
-    sock: Py<PyAny>,
+    sock: Socket,
     protocol_factory: Py<PyAny>,
     server: Option<Py<PyAny>>,
     /// Connections are TLS connections.
     tls: Option<Tls>,
     context: Py<PyContext>,
-    fd: RawFd,
     /// Connections taken per wake-up.
     backlog: usize,
     key: Confined<Cell<Option<Key>>>,
@@ -92,12 +91,11 @@ impl Listener {
         });
         Ok(Listener {
             event_loop: event_loop.clone().unbind(),
-            sock: sock.clone().unbind(),
+            sock: Socket::new(sock)?,
             protocol_factory,
             server,
             tls,
             context: context::copy_current(py)?.unbind(),
-            fd: sock.call_method0(intern!(py, "fileno"))?.extract()?,
             backlog: backlog.max(1),
             key: Confined::new(Cell::new(None)),
             stopped: Confined::new(Cell::new(false)),
@@ -113,7 +111,7 @@ impl Listener {
         }
         let target = slf.clone().into_any().unbind();
         let state = this.event_loop.get().state(py);
-        this.key.get(py).set(Some(state.add_listener(this.fd, target, on_event)?));
+        this.key.get(py).set(Some(state.add_listener(this.sock.fd(py), target, on_event)?));
         Ok(())
     }
 
@@ -125,7 +123,7 @@ impl Listener {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
-        visit.call(&self.sock)?;
+        self.sock.traverse(&visit)?;
         visit.call(&self.protocol_factory)?;
         visit.call(&self.server)?;
         if let Some(tls) = &self.tls {
@@ -138,7 +136,7 @@ impl Listener {
 impl Listener {
     fn pause(&self, py: Python<'_>) {
         if let Some(key) = self.key.get(py).take() {
-            self.event_loop.get().state(py).remove_native(self.fd, key);
+            self.event_loop.get().state(py).remove_native(self.sock.fd(py), key);
         }
     }
 }
@@ -151,7 +149,7 @@ fn on_event(target: &Bound<'_, PyAny>, _readiness: Readiness) -> PyResult<()> {
         if this.key.get(py).get().is_none() {
             return Ok(()); // a protocol factory has stopped the server
         }
-        match net::accept(this.fd) {
+        match net::accept(this.sock.fd(py)) {
             Ok(connection) => serve(py, this, connection)?,
             Err(error) if net::is_retry(&error) => return Ok(()),
             // The peer went away before it was accepted: the next one may be there.
@@ -219,7 +217,7 @@ fn out_of_resources(listener: &Bound<'_, Listener>, error: std::io::Error) -> Py
     let context = PyDict::new(py);
     context.set_item("message", "socket.accept() out of system resource")?;
     context.set_item("exception", crate::errors::exception(py, &error))?;
-    context.set_item("socket", imports::transport_socket(py)?.call1((&this.sock,))?)?;
+    context.set_item("socket", imports::transport_socket(py)?.call1((this.sock.object(),))?)?;
     exceptions::call_handler(event_loop, &context)?;
     this.pause(py);
     event_loop.call_method1("call_later", (RETRY_DELAY, listener.getattr("start")?))?;

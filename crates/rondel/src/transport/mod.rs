@@ -135,7 +135,7 @@ pub fn description(
     } else {
         ""
     };
-    let mut text = format!("<{name}{state} fd={}", endpoint.fd());
+    let mut text = format!("<{name}{state} fd={}", endpoint.number());
     if let Some((read, write, size)) = polling {
         let polls = |polling| if polling { "polling" } else { "idle" };
         text.push_str(&format!(" read={} write=<{}, bufsize={size}>", polls(read), polls(write)));

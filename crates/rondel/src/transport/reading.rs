@@ -178,7 +178,7 @@ fn read_into_reader(
     let py = this.py();
     let reader = reader.get().state(py);
     let Some(event_loop) = stream.event_loop(py) else { return Ok(Outcome::Done) };
-    let (fd, size, wanted) = (stream.endpoint.fd(), stream.read_size.get(), reader.wanted.get());
+    let (fd, size, wanted) = (stream.endpoint.fd(py), stream.read_size.get(), reader.wanted.get());
     let state = event_loop.get().state(py);
     let result = if wanted > 0 {
         let size = if size > SCRATCH { size.min(wanted.max(SCRATCH)) } else { size };
@@ -246,7 +246,7 @@ fn receive<'py>(
     stream: &Stream,
 ) -> PyResult<Option<(Bound<'py, PyBytes>, usize)>> {
     let py = this.py();
-    let fd = stream.endpoint.fd();
+    let fd = stream.endpoint.fd(py);
     let size = stream.read_size.get();
     let Some(event_loop) = stream.event_loop(py) else { return Ok(None) };
     let state = event_loop.get().state(py);
@@ -321,7 +321,7 @@ fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyR
     };
     let received = View::writable(&buffer).and_then(|mut view| {
         let capacity = view.len();
-        match net::recv_uninit(stream.endpoint.fd(), view.bytes_mut()) {
+        match net::recv_uninit(stream.endpoint.fd(py), view.bytes_mut()) {
             Ok(received) => Ok(Some((received, capacity))),
             Err(error) if net::is_retry(&error) => Ok(None),
             Err(error) => Err(os_error(py, &error)),

@@ -146,9 +146,9 @@ impl SocketTransport {
         state.check_closed()?;
         if endpoint.is_tcp() {
             // Small writes leave at once, as with asyncio. Not being able to is no reason to fail.
-            let _ = net::set_nodelay(endpoint.fd());
+            let _ = net::set_nodelay(endpoint.number());
         }
-        let fd = endpoint.fd();
+        let fd = endpoint.number();
         let stream = Stream {
             event_loop: RefCell::new(Some(event_loop.clone().unbind())),
             protocol: RefCell::new(None),
@@ -247,7 +247,7 @@ fn started(target: &Bound<'_, PyAny>) -> PyResult<()> {
         && stream.conn_lost.get() == 0
     {
         let state = event_loop.get().state(py);
-        match state.add_native(stream.endpoint.fd(), target.clone().unbind(), on_event) {
+        match state.add_native(stream.endpoint.fd(py), target.clone().unbind(), on_event) {
             Ok(key) => {
                 stream.key.set(Some(key));
                 update_hold(this, stream)?;
@@ -335,7 +335,7 @@ fn unregister(stream: &Stream, py: Python<'_>) {
     if let Some(key) = stream.key.take()
         && let Some(event_loop) = stream.event_loop(py)
     {
-        let fd = stream.endpoint.fd_to_remove(py);
+        let fd = stream.endpoint.fd(py);
         event_loop.get().state(py).remove_native(fd, key);
     }
 }
@@ -371,7 +371,7 @@ fn shut(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
     let stream = this.get().stream(py);
     unregister(stream, py);
     if let Some(event_loop) = stream.event_loop.take() {
-        super::forget_descriptor(event_loop.bind(py), stream.endpoint.fd(), this);
+        super::forget_descriptor(event_loop.bind(py), stream.endpoint.number(), this);
     }
     let closed = stream.endpoint.close(py);
     drop(stream.protocol.take());

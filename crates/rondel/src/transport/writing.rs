@@ -54,7 +54,7 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
     }
     let mut sent = 0;
     if may_send_now(stream, py) {
-        match net::send(stream.endpoint.fd(), memory) {
+        match net::send(stream.endpoint.fd(py), memory) {
             Ok(count) if count == memory.len() => return Ok(()),
             Ok(count) => sent = count,
             Err(error) if net::is_retry(&error) => {}
@@ -199,7 +199,8 @@ fn flush(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
         return Ok(());
     }
     let mut done = Vec::new();
-    let result = stream.queue.borrow_mut().flush(stream.endpoint.fd(), &mut done);
+    let fd = stream.endpoint.fd(this.py());
+    let result = stream.queue.borrow_mut().flush(fd, &mut done);
     drop(done);
     if let Err(error) = result {
         return fatal_error(this, os_error(this.py(), &error), WRITE_ERROR);
@@ -211,17 +212,19 @@ fn flush(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
     if stream.closing.get() {
         return lose(this, None);
     }
-    if stream.write_ended.get() {
-        end_stream(this, stream)?;
+    if stream.write_ended.get()
+        && let Err(error) = end_stream(this.py(), stream)
+    {
+        return fatal_error(this, error, WRITE_ERROR);
     }
     update_hold(this, stream)
 }
 
-fn end_stream(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
-    match net::shutdown_write(stream.endpoint.fd()) {
+fn end_stream(py: Python<'_>, stream: &Stream) -> PyResult<()> {
+    match net::shutdown_write(stream.endpoint.fd(py)) {
         // The peer was faster with closing; reading will tell.
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-        Err(error) => fatal_error(this, os_error(this.py(), &error), WRITE_ERROR),
+        Err(error) => Err(os_error(py, &error)),
         Ok(()) => Ok(()),
     }
 }
@@ -269,7 +272,7 @@ pub fn write_eof(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
     if stream.gathering.get() {
         return send_gathered(this, stream);
     }
-    if stream.queue.borrow().is_empty() { end_stream(this, stream) } else { Ok(()) }
+    if stream.queue.borrow().is_empty() { end_stream(this.py(), stream) } else { Ok(()) }
 }
 
 /// Loses the connection as soon as everything is sent; closing has begun already.

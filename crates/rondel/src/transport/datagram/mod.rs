@@ -114,7 +114,7 @@ impl DatagramTransport {
         state.check_closed()?;
         let own_context = context::copy_current(py)?;
         let endpoint = Endpoint::adopted(sock, extra)?;
-        let fd = endpoint.fd();
+        let fd = endpoint.number();
         // As in asyncio, an empty address is none.
         let address = match address {
             Some(address) if address.is_truthy()? => Some(address.unbind()),
@@ -161,7 +161,7 @@ fn started(target: &Bound<'_, PyAny>) -> PyResult<()> {
         && port.conn_lost.get() == 0
     {
         let state = event_loop.get().state(py);
-        match state.add_listener(port.endpoint.fd(), target.clone().unbind(), on_event) {
+        match state.add_listener(port.endpoint.fd(py), target.clone().unbind(), on_event) {
             Ok(key) => {
                 port.key.set(Some(key));
                 port.watch.set(Watch { read: true, write: false });
@@ -188,7 +188,7 @@ fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
         let state = event_loop.get().state(this.py());
         watching::change_native(
             state,
-            port.endpoint.fd(),
+            port.endpoint.fd(this.py()),
             key,
             port.watch.get(),
             port.watch.get(),
@@ -210,7 +210,7 @@ fn update_watch(this: &Bound<'_, DatagramTransport>, port: &Port) -> PyResult<()
         return Ok(());
     }
     let state = event_loop.get().state(py);
-    watching::change_native(state, port.endpoint.fd(), key, before, wanted)?;
+    watching::change_native(state, port.endpoint.fd(py), key, before, wanted)?;
     if wanted.is_empty() {
         state.hold(key, Target::Dormant(super::weak_reference(this)?));
     } else if before.is_empty() {
@@ -259,7 +259,7 @@ fn unregister(port: &Port, py: Python<'_>) {
         && let Some(event_loop) = port.event_loop(py)
     {
         let watched = !port.watch.replace(NOTHING).is_empty();
-        let fd = if watched { port.endpoint.fd_to_remove(py) } else { -1 };
+        let fd = if watched { port.endpoint.fd(py) } else { -1 };
         event_loop.get().state(py).remove_native(fd, key);
     }
 }
@@ -278,7 +278,7 @@ fn connection_lost(target: &Bound<'_, PyAny>) -> PyResult<()> {
         None => Ok(()),
     };
     if let Some(event_loop) = port.event_loop.take() {
-        super::forget_descriptor(event_loop.bind(py), port.endpoint.fd(), this);
+        super::forget_descriptor(event_loop.bind(py), port.endpoint.number(), this);
     }
     let closed = port.endpoint.close(py);
     drop(port.queue.take());

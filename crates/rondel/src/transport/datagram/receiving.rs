@@ -46,7 +46,7 @@ fn receive(event_loop: &Bound<'_, Loop>, port: &Port, room: usize) -> PyResult<(
     let state = event_loop.get().state(py);
     // Taken out while Python objects are made from it: that can run the collector.
     let mut batch = state.datagrams.take().unwrap_or_default();
-    let received = batch.receive(port.endpoint.fd(), room);
+    let received = batch.receive(port.endpoint.fd(py), room);
     let result = match &received {
         Err(error) if net::is_retry(error) => Ok(()),
         Err(error) => Err(os_error(py, error)),

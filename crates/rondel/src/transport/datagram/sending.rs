@@ -151,8 +151,8 @@ fn send(
 ) -> PyResult<Outcome> {
     let py = object.py();
     let sent = match to {
-        Destination::Peer => net::send(port.endpoint.fd(), data),
-        Destination::Native(address) => net::send_to(port.endpoint.fd(), data, address),
+        Destination::Peer => net::send(port.endpoint.fd(py), data),
+        Destination::Native(address) => net::send_to(port.endpoint.fd(py), data, address),
         Destination::Object(address) => return send_by_object(port, object, address),
     };
     match sent {
