@@ -37,6 +37,7 @@ class Job:
 
     module: str
     loop: str  # "rondel" or "asyncio"
+    streams: str  # "native" or "asyncio"
     pipe: int  # file descriptor for the lines
     limit: float  # seconds for one test
     pattern: str | None  # run only tests whose name contains or matches it
@@ -172,6 +173,8 @@ def main() -> None:
             swap.install_pools(rondel.ThreadPool, rondel.ProcessPool)
         else:
             swap.install(rondel.Loop)
+            if job.streams == "native":
+                swap.install_streams(rondel.streams)
 
     tests = list(flatten(unittest.defaultTestLoader.loadTestsFromName(job.module)))
     if job.loop == "rondel" and job.module in sys.modules:

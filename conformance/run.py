@@ -160,6 +160,7 @@ class ModuleRun:
             job = {
                 "module": self._result.module,
                 "loop": options.loop,
+                "streams": options.streams,
                 "pipe": write_end,
                 "limit": options.limit,
                 "pattern": options.k,
@@ -385,6 +386,9 @@ def parse_arguments() -> argparse.Namespace:
         description="Run the interpreter's own Lib/test/test_asyncio on rondel's loop."
     )
     parser.add_argument("--loop", choices=["rondel", "asyncio"], default="rondel")
+    parser.add_argument(
+        "--streams", choices=["native", "asyncio"], default="asyncio", help="whose stream classes"
+    )
     parser.add_argument("--modules", metavar="A,B", help="only these modules (patterns are fine)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="modules at a time")
     parser.add_argument("-k", metavar="PATTERN", help="only tests whose Class.test contains it")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import asyncio.base_events
 import asyncio.selector_events
+import asyncio.streams
 import asyncio.unix_events
 import concurrent.futures
 import importlib
@@ -111,6 +112,25 @@ def install(loop_class: type) -> None:
     for module in modules:
         for name in LOOP_CLASSES & vars(module).keys():
             setattr(module, name, stand_in)
+
+
+def install_streams(streams: types.ModuleType) -> None:
+    """Puts the classes and functions of `rondel.streams` where the tests look for asyncio's.
+
+    A program that calls `rondel.install()` gets the functions only; the tests of the classes make
+    theirs by asyncio's names.
+    """
+    for name in (
+        "StreamReader",
+        "StreamWriter",
+        "StreamReaderProtocol",
+        "open_connection",
+        "start_server",
+        "open_unix_connection",
+        "start_unix_server",
+    ):
+        for module in (asyncio, asyncio.streams):
+            setattr(module, name, getattr(streams, name))
 
 
 def install_pools(thread_pool: Any, process_pool: Any) -> None:

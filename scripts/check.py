@@ -204,6 +204,18 @@ def tests(environment: str, version: str, build: str) -> list[Step]:
             # Where CPython's test package is missing; see scripts/system-packages.sh.
             may_be_skipped=not CI,
         ),
+        Step(
+            f"conformance {version} streams",
+            f"CPython {version}'s suites of the streams on rondel's native ones",
+            (
+                *(python(environment), "conformance/run.py", "--jobs", jobs, "--streams", "native"),
+                *("--modules", "test_streams,test_ssl,test_server,test_subprocess,test_pep492"),
+            ),
+            limit=10,
+            needs=(build,),
+            counts=True,
+            may_be_skipped=not CI,
+        ),
     ]
 
 

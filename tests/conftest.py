@@ -134,12 +134,13 @@ def rondel_loop(
 
 @pytest.fixture
 def rondel() -> Iterator[Any]:
-    """The package; asyncio's event loop policy is the default one before and restored after."""
+    """The package, not installed; asyncio's policy is the default one before, restored after."""
     import rondel
 
     before = asyncio.events._event_loop_policy  # type: ignore[attr-defined]
     asyncio.events._event_loop_policy = None  # type: ignore[attr-defined]
     yield rondel
+    rondel.streams.uninstall()
     asyncio.events._event_loop_policy = before  # type: ignore[attr-defined]
 
 

@@ -6,6 +6,7 @@ import threading
 import warnings
 from typing import Any
 
+from . import streams
 from .loop import Loop, new_event_loop
 
 # From 3.14 on the public name warns that policies will go in 3.16; until then this is the class.
@@ -27,14 +28,17 @@ _replaced: Any = None
 
 
 def install() -> None:
-    """Make asyncio create rondel's loops from now on.
+    """Make asyncio create rondel's loops and streams from now on.
 
     ``asyncio.run()``, ``asyncio.Runner()``, ``asyncio.new_event_loop()`` and
     ``asyncio.get_event_loop()`` in the main thread all do. Since ``asyncio.get_event_loop()``
     creates no loop any more from Python 3.14 on, install() makes it do so there as well, which is
-    what "works wherever asyncio's own does" needs. Calling it twice has no further effect.
+    what "works wherever asyncio's own does" needs. ``asyncio.open_connection()``,
+    ``asyncio.start_server()`` and their Unix counterparts make native streams on rondel's loops.
+    Calling it twice has no further effect.
     """
     global _replaced
+    streams.install()
     current = _get_policy()
     if isinstance(current, EventLoopPolicy):
         return
@@ -43,8 +47,9 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo install(): asyncio uses the policy that it had before."""
+    """Undo install(): asyncio uses the policy and the streams that it had before."""
     global _replaced
+    streams.uninstall()
     if isinstance(_get_policy(), _InstalledPolicy):
         _set_policy(_replaced)
     _replaced = None

@@ -5,7 +5,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, cast
 
-from ._rondel import TLSProtocol, TLSTransport
+from ._rondel import StreamReader, TLSProtocol, TLSTransport
 from .subprocesses import Subprocesses
 
 if TYPE_CHECKING:
@@ -110,6 +110,9 @@ def _transport_of(reader: asyncio.StreamReader) -> object:
 
 def _take_over(reader: asyncio.StreamReader, layer: TLSProtocol) -> None:
     """Move what the reader holds into the TLS input."""
+    if isinstance(reader, StreamReader):
+        layer._incoming.write(reader._take_over())
+        return
     buffer: bytearray = reader._buffer  # type: ignore[attr-defined]
     if buffer:
         layer._incoming.write(buffer)

@@ -38,6 +38,18 @@ pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usiz
     with_socket(check(fd)?, |socket| socket.recv(buffer))
 }
 
+/// Receives up to `most` bytes behind what a vector holds; returns how many came.
+///
+/// # Errors
+/// As [`recv`].
+pub fn recv_append(fd: RawFd, bytes: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+    bytes.reserve(most);
+    let received = recv_uninit(fd, &mut bytes.spare_capacity_mut()[..most])?;
+    // SAFETY: so many bytes of the spare capacity were just initialised.
+    unsafe { bytes.set_len(bytes.len() + received) };
+    Ok(received)
+}
+
 /// Sends what the socket takes now and returns how much that was.
 ///
 /// # Errors

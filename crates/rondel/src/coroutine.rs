@@ -222,19 +222,7 @@ impl Coroutine {
         value: Option<&Bound<'_, PyAny>>,
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        let error = match (r#type.cast::<PyType>(), value) {
-            (Ok(kind), None) => PyErr::from_value(kind.call0()?),
-            (Ok(_), Some(value)) if value.is_instance_of::<PyBaseException>() => {
-                PyErr::from_value(value.clone())
-            }
-            (Ok(kind), Some(value)) => PyErr::from_value(kind.call1((value,))?),
-            (Err(_), _) => PyErr::from_value(r#type.clone()),
-        };
-        if let Some(traceback) = traceback
-            && let Ok(traceback) = traceback.cast::<pyo3::types::PyTraceback>()
-        {
-            error.set_traceback(py, Some(traceback.clone()));
-        }
+        let error = thrown(r#type, value, traceback)?;
         told(self.resume(py, Err(error))?)
     }
 
@@ -275,21 +263,46 @@ impl Drop for Coroutine {
         if self.started.get_mut().get() || self.rest.get_mut().get_mut().is_none() {
             return;
         }
-        let name = self.name;
-        Python::attach(|py| {
-            // As for Python's own coroutines. Deallocation may happen with an exception set, which
-            // must survive; a warning that is turned into an error has nobody to go to.
-            let pending = PyErr::take(py);
-            let message = format!("coroutine 'Loop.{name}' was never awaited\0");
-            if let Ok(message) = std::ffi::CStr::from_bytes_with_nul(message.as_bytes()) {
-                let category = py.get_type::<PyRuntimeWarning>();
-                if let Err(error) = PyErr::warn(py, &category, message, 1) {
-                    error.write_unraisable(py, None);
-                }
-            }
-            if let Some(pending) = pending {
-                pending.restore(py);
-            }
-        });
+        let name = format!("Loop.{}", self.name);
+        Python::attach(|py| warn_never_awaited(py, &name));
+    }
+}
+
+/// The exception that the arguments of a coroutine's throw() mean.
+pub fn thrown(
+    kind: &Bound<'_, PyAny>,
+    value: Option<&Bound<'_, PyAny>>,
+    traceback: Option<&Bound<'_, PyAny>>,
+) -> PyResult<PyErr> {
+    let error = match (kind.cast::<PyType>(), value) {
+        (Ok(kind), None) => PyErr::from_value(kind.call0()?),
+        (Ok(_), Some(value)) if value.is_instance_of::<PyBaseException>() => {
+            PyErr::from_value(value.clone())
+        }
+        (Ok(kind), Some(value)) => PyErr::from_value(kind.call1((value,))?),
+        (Err(_), _) => PyErr::from_value(kind.clone()),
+    };
+    if let Some(traceback) = traceback
+        && let Ok(traceback) = traceback.cast::<pyo3::types::PyTraceback>()
+    {
+        error.set_traceback(kind.py(), Some(traceback.clone()));
+    }
+    Ok(error)
+}
+
+/// Warns of a coroutine that goes without having been awaited, as Python does of its own.
+pub fn warn_never_awaited(py: Python<'_>, name: &str) {
+    // Deallocation may happen with an exception set, which must survive; a warning that is turned
+    // into an error has nobody to go to.
+    let pending = PyErr::take(py);
+    let message = format!("coroutine '{name}' was never awaited\0");
+    if let Ok(message) = std::ffi::CStr::from_bytes_with_nul(message.as_bytes()) {
+        let category = py.get_type::<PyRuntimeWarning>();
+        if let Err(error) = PyErr::warn(py, &category, message, 1) {
+            error.write_unraisable(py, None);
+        }
+    }
+    if let Some(pending) = pending {
+        pending.restore(py);
     }
 }

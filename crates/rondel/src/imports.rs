@@ -71,6 +71,18 @@ imported! {
     ssl_want_read = "ssl"."SSLWantReadError";
     /// `ssl.SSLSyscallError`
     ssl_syscall_error = "ssl"."SSLSyscallError";
+    /// `asyncio.StreamReader`, whatever has that name by now
+    stream_reader = "rondel.streams"."_StockReader";
+    /// `asyncio.StreamWriter`, likewise
+    stream_writer = "rondel.streams"."_StockWriter";
+    /// `asyncio.StreamReaderProtocol`, likewise
+    stream_protocol = "rondel.streams"."_StockProtocol";
+    /// `rondel.StreamReader`
+    our_stream_reader = "rondel.streams"."StreamReader";
+    /// `asyncio.IncompleteReadError`
+    incomplete_read_error = "asyncio.exceptions"."IncompleteReadError";
+    /// `asyncio.LimitOverrunError`
+    limit_overrun_error = "asyncio.exceptions"."LimitOverrunError";
     /// `asyncio.CancelledError`
     cancelled_error = "asyncio"."CancelledError";
     /// `concurrent.futures.Future`

@@ -7,6 +7,7 @@
 //! | [`event_loop`] | the Loop object: scheduling, one turn, life cycle, debug, watched descriptors |
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
 //! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
+//! | [`streams`] | StreamReader and StreamWriter |
 //! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
@@ -38,6 +39,7 @@ mod process;
 mod sampler;
 mod sendfile;
 mod sock;
+mod streams;
 mod transport;
 mod watch;
 
@@ -75,6 +77,9 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<transport::tls::app::TlsTransport>()?;
     module.add_class::<coroutine::Coroutine>()?;
     ffi::stepping::install::<coroutine::Coroutine>(py);
+    module.add_class::<streams::reader::StreamReader>()?;
+    module.add_class::<streams::writer::StreamWriter>()?;
+    module.add("StreamOperation", ffi::operation::create_type(py)?)?;
     module.add_class::<pools::threads::ThreadPool>()?;
     module.add_class::<pools::threads::Worker>()?;
     module.add_class::<pools::thread_call::Call>()?;

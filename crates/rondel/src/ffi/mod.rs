@@ -8,6 +8,8 @@
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
 //! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
+//! | [`operation`] | what a stream's coroutine methods return, as a raw object with a free list |
+//! | [`lookup`] | which function a method call would reach |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`socket`] | the descriptor of a Python socket object, as it is now |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
@@ -20,6 +22,8 @@ pub mod confined;
 pub mod context;
 pub mod handle;
 mod handle_slots;
+pub mod lookup;
+pub mod operation;
 pub mod scheduling;
 pub mod socket;
 pub mod stepping;
@@ -43,4 +47,10 @@ pub unsafe fn attached<R>(f: impl FnOnce(pyo3::Python<'_>) -> R) -> R {
 pub fn thread_ident() -> u64 {
     // SAFETY: the call has no precondition.
     unsafe { pyo3::ffi::PyThread_get_thread_ident() }
+}
+
+/// Whether nobody else has a reference to the object.
+pub fn is_sole<T>(object: &pyo3::Py<T>, _py: pyo3::Python<'_>) -> bool {
+    // SAFETY: attached, and the object is alive.
+    unsafe { pyo3::ffi::Py_REFCNT(object.as_ptr()) == 1 }
 }

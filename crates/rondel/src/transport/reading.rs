@@ -7,7 +7,7 @@
 //!
 //! Small reads land in the loop's scratch memory and are copied into `bytes` of the right size. A
 //! connection that fills it gets large `bytes` to read into directly, until its reads are small
-//! again. A BufferedProtocol gives its own memory.
+//! again. A BufferedProtocol gives its own memory, and so does a StreamReader.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -26,6 +26,8 @@ use crate::event_loop::State;
 use crate::ffi::buffer::{View, bytes_filled_by};
 use crate::ffi::context;
 use crate::imports;
+use crate::streams::delivery;
+use crate::streams::reader::{self, StreamReader};
 
 /// The most that a protocol gets in one call (asyncio's figure).
 pub const MAX_READ: usize = 256 * 1024;
@@ -35,6 +37,7 @@ const SCRATCH: usize = 32 * 1024;
 pub const READS_PER_TURN: usize = 4;
 
 const READ_ERROR: &str = "Fatal read error on socket transport";
+const DELIVERY_ERROR: &str = "Fatal error: protocol.data_received() call failed.";
 
 enum Outcome {
     /// Everything that had arrived was taken.
@@ -49,6 +52,9 @@ enum Outcome {
 /// that nothing follows.
 pub fn ready(this: &Bound<'_, SocketTransport>, to_the_end: bool) -> PyResult<()> {
     let stream = this.get().stream(this.py());
+    if stream.read_scheduled.get() {
+        return Ok(()); // its turn comes, and it reads to the end
+    }
     let result = read_a_share(this, stream, to_the_end);
     if result.is_err() && stream.is_reading() {
         // The exception leaves the loop; what has arrived is read in the next run.
@@ -86,6 +92,9 @@ fn read_a_share(
 }
 
 fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
+    if stream.read_scheduled.replace(true) {
+        return;
+    }
     if let Some(event_loop) = stream.event_loop(this.py()) {
         let target = this.clone().into_any().unbind();
         event_loop.get().state(this.py()).push_step(target, read_again);
@@ -95,6 +104,7 @@ fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
 /// Step: goes on where a turn's share was used up, or where reading was resumed.
 fn read_again(target: &Bound<'_, PyAny>) -> PyResult<()> {
     let this = target.cast::<SocketTransport>()?;
+    this.get().stream(this.py()).read_scheduled.set(false);
     // Whether the peer has closed meanwhile is not known here: read until nothing comes.
     ready(this, true)
 }
@@ -135,6 +145,11 @@ fn log_in_debug(this: &Bound<'_, SocketTransport>, stream: &Stream, what: &str) 
 
 fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {
     let py = this.py();
+    if let Some(protocol) = stream.protocol(py)
+        && let Some(reader) = delivery::native_reader(&protocol)?
+    {
+        return read_into_reader(this, stream, &reader);
+    }
     let Some((data, capacity)) = receive(this, stream)? else { return Ok(Outcome::Done) };
     let received = data.len()?;
     if received == 0 {
@@ -144,13 +159,84 @@ fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Ou
     let Some(protocol) = stream.protocol(py) else { return Ok(Outcome::Done) };
     let called = context::run_in(stream.context.bind(py), || match protocol.cast_exact() {
         Ok(layer) => tls::received(layer, &data),
-        Err(_) => protocol.call_method1(intern!(py, "data_received"), (data,)).map(drop),
+        Err(_) => delivery::data_received(&protocol, data),
     });
     if let Err(error) = called {
-        fatal_error(this, error, "Fatal error: protocol.data_received() call failed.")?;
+        fatal_error(this, error, DELIVERY_ERROR)?;
         return Ok(Outcome::Done);
     }
     Ok(if received == capacity { Outcome::Filled } else { Outcome::Drained })
+}
+
+/// Receives into a StreamReader of ours. A read(n) that waits for the first bytes gets `bytes` that
+/// are not copied again, and as much as it takes; then the reader's task comes first.
+fn read_into_reader(
+    this: &Bound<'_, SocketTransport>,
+    stream: &Stream,
+    reader: &Bound<'_, StreamReader>,
+) -> PyResult<Outcome> {
+    let py = this.py();
+    let reader = reader.get().state(py);
+    let Some(event_loop) = stream.event_loop(py) else { return Ok(Outcome::Done) };
+    let (fd, size, wanted) = (stream.endpoint.fd(py), stream.read_size.get(), reader.wanted.get());
+    let state = event_loop.get().state(py);
+    let result = if wanted > 0 {
+        let size = if size > SCRATCH { size.min(wanted.max(SCRATCH)) } else { size };
+        receive_by(py, state, fd, size, (net::recv, net::recv_uninit))?.map(|(data, capacity)| {
+            let received = data.as_bytes().len();
+            let kept = if received > 0 { reader.append(data) } else { Ok(()) };
+            kept.map(|()| (received, capacity))
+        })
+    } else {
+        receive_behind(py, state, fd, size, reader)
+    };
+    let (received, capacity) = match result {
+        Ok(received) => received?,
+        Err(error) if net::is_retry(&error) => return Ok(Outcome::Done),
+        Err(error) => {
+            fatal_error(this, os_error(py, &error), READ_ERROR)?;
+            return Ok(Outcome::Done);
+        }
+    };
+    if received == 0 {
+        return end_of_file(this, stream).map(|()| Outcome::Done);
+    }
+    stream.read_size.set(next_size(received, capacity));
+    if let Err(error) = reader.fed(py) {
+        fatal_error(this, error, DELIVERY_ERROR)?;
+        return Ok(Outcome::Done);
+    }
+    if received < capacity {
+        return Ok(Outcome::Drained);
+    }
+    if wanted > 0 && stream.is_reading() {
+        read_later(this, stream);
+        return Ok(Outcome::Done);
+    }
+    Ok(Outcome::Filled)
+}
+
+/// Receives behind what the reader's buffer holds; returns how much, of how much it could have been.
+fn receive_behind(
+    py: Python<'_>,
+    state: &State,
+    fd: RawFd,
+    size: usize,
+    reader: &reader::State,
+) -> io::Result<PyResult<(usize, usize)>> {
+    let mut buffer = reader.buffer.borrow_mut();
+    if size > SCRATCH
+        && let Some(memory) = buffer.own_memory(py, size)
+    {
+        return net::recv_append(fd, memory, size).map(|received| Ok((received, size)));
+    }
+    let mut scratch = state.scratch.take();
+    scratch.resize(SCRATCH, 0);
+    let received = net::recv(fd, &mut scratch);
+    let result = received
+        .map(|received| buffer.append(py, &scratch[..received]).map(|()| (received, SCRATCH)));
+    drop(state.scratch.replace(scratch));
+    result
 }
 
 /// Receives into new bytes; returns them with how many they could have been. None when nothing was

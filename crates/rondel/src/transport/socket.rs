@@ -80,6 +80,8 @@ pub struct Stream {
     pub read_paused: Cell<bool>,
     /// The peer has ended its direction and the protocol keeps ours open.
     pub read_ended: Cell<bool>,
+    /// A step of the loop is going to read.
+    pub read_scheduled: Cell<bool>,
     /// How much the next read should take at once; see [`reading`].
     pub read_size: Cell<usize>,
 
@@ -163,6 +165,7 @@ impl SocketTransport {
             lost_reason: RefCell::new(None),
             read_paused: Cell::new(false),
             read_ended: Cell::new(false),
+            read_scheduled: Cell::new(false),
             read_size: Cell::new(0),
             queue: RefCell::default(),
             write_ended: Cell::new(false),

@@ -14,7 +14,9 @@ use crate::errors::os_error;
 use crate::event_loop::Loop;
 use crate::event_loop::watching::Side;
 use crate::ffi::confined::Confined;
+use crate::ffi::context;
 use crate::imports;
+use crate::streams::delivery;
 use crate::transport::reading::{MAX_READ, READS_PER_TURN, next_size, receive_by};
 
 const REFUSAL: &str = "Pipe transport is for pipes/sockets only.";
@@ -96,7 +98,9 @@ fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
         }
         reading.read_size.set(next_size(received, capacity));
         // As with asyncio, what data_received() raises is reported and reading goes on.
-        end.call_protocol(py, intern!(py, "data_received"), (data,))?;
+        if let Some(protocol) = end.protocol(py) {
+            context::run_in(end.context.bind(py), || delivery::data_received(&protocol, data))?;
+        }
         if (received < capacity && !readiness.read_closed) || received >= MAX_READ {
             return Ok(());
         }

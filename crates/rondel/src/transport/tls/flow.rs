@@ -18,6 +18,7 @@ use super::phases::{PROTOCOL_ERROR, call_eof_received, fatal_error, start_shutdo
 use super::{Phase, Told};
 use crate::ffi::buffer::View;
 use crate::imports;
+use crate::streams::delivery;
 use crate::transport;
 
 /// asyncio's default high-water marks in bytes.
@@ -108,7 +109,7 @@ fn deliver_bytes(this: &Bound<'_, TlsLayer>, layer: &Layer) -> PyResult<bool> {
     if let Some(data) = data
         && let Some(protocol) = layer.protocol(py)
     {
-        protocol.call_method1(intern!(py, "data_received"), (data,))?;
+        delivery::data_received(&protocol, data)?;
     }
     match outcome? {
         Read::Some(()) => Ok(true),
