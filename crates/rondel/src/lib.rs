@@ -69,6 +69,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<process::SubprocessPipe>()?;
     module.add_class::<transport::tls::layer::TlsLayer>()?;
     module.add_class::<transport::tls::app::TlsTransport>()?;
+    module.add_class::<transport::tls::buffers::TlsBuffer>()?;
     module.add_class::<coroutine::Coroutine>()?;
     module.add_class::<pools::threads::ThreadPool>()?;
     module.add_class::<pools::threads::Worker>()?;

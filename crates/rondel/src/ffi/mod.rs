@@ -1,4 +1,4 @@
-//! Every unsafe call into CPython, each behind a safe face.
+//! Every unsafe call into CPython, and into the OpenSSL that it loads, each behind a safe face.
 //!
 //! | module | what it is |
 //! | --- | --- |
@@ -9,6 +9,7 @@
 //! | `tasks` | create_task() likewise |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`socket`] | the descriptor of a Python socket object, as it is now |
+//! | [`openssl`] | OpenSSL behind an `ssl.SSLObject`, without Python between |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
 //!
 //! The extension declares that it needs the GIL. "Attached" below means: holds it.
@@ -18,6 +19,7 @@ pub mod confined;
 pub mod context;
 pub mod handle;
 mod handle_slots;
+pub mod openssl;
 pub mod scheduling;
 pub mod socket;
 mod tasks;
