@@ -38,6 +38,20 @@ pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usiz
     with_socket(check(fd)?, |socket| socket.recv(buffer))
 }
 
+/// Receives up to `size` bytes into a vector, in place of what it held.
+///
+/// # Errors
+/// As [`recv`]; the vector is empty then.
+pub fn recv_vec(fd: RawFd, memory: &mut Vec<u8>, size: usize) -> io::Result<usize> {
+    memory.clear();
+    memory.reserve(size);
+    let room = &mut memory.spare_capacity_mut()[..size];
+    let received = recv_uninit(fd, room)?.min(size);
+    // SAFETY: the vector has room for `size` bytes, and the first so many are initialised.
+    unsafe { memory.set_len(received) };
+    Ok(received)
+}
+
 /// Sends what the socket takes now and returns how much that was.
 ///
 /// # Errors

@@ -109,6 +109,8 @@ pub struct State {
     pub unflushed: RefCell<Vec<Py<PyAny>>>,
     /// Where small reads land before they become `bytes`.
     pub scratch: RefCell<Vec<u8>>,
+    /// Where ciphertext lands before it is decrypted.
+    pub ciphertext: RefCell<Vec<u8>>,
     /// Where datagrams land, from the first one on.
     pub datagrams: RefCell<Option<Box<Batch>>>,
     /// Counts callbacks, so that a transport knows whether two writes come from the same one.
@@ -160,6 +162,7 @@ impl State {
             spare_events: RefCell::default(),
             unflushed: RefCell::default(),
             scratch: RefCell::default(),
+            ciphertext: RefCell::default(),
             datagrams: RefCell::default(),
             callback_number: Cell::new(0),
             last_look: Cell::new(0),

@@ -17,6 +17,7 @@ use super::layer::{Layer, TlsLayer, app_transport};
 use super::phases::{PROTOCOL_ERROR, call_eof_received, fatal_error, start_shutdown};
 use super::{Phase, Told};
 use crate::ffi::buffer::View;
+use crate::ffi::openssl::Outcome;
 use crate::imports;
 use crate::transport;
 
@@ -148,6 +149,34 @@ pub fn control_lower_reading(this: &Bound<'_, TlsLayer>, layer: &Layer) -> PyRes
 }
 
 // ---- from the program to the peer
+
+/// Encrypts and sends plaintext that nothing is before; queues a copy of what cannot leave now.
+pub fn write_memory(this: &Bound<'_, TlsLayer>, data: &[u8]) -> PyResult<()> {
+    let py = this.py();
+    let layer = this.get().layer(py);
+    let mut written = 0;
+    if layer.phase.get() == Phase::Wrapped
+        && layer.backlog_size.get() == 0
+        && !layer.lower_writing_paused.get()
+        && let Some(connection) = layer.engine.direct()
+    {
+        let end = data.len().min(PIECE);
+        while written < end
+            && let Outcome::Done(count) = connection.write(py, &data[written..end])
+        {
+            written += count;
+        }
+    }
+    // Copied before anything else can run, which may change the program's buffer.
+    let rest = (written < data.len()).then(|| PyBytes::new(py, &data[written..]));
+    if written > 0 {
+        guarded(this, give_outgoing(py, layer))?;
+    }
+    match rest {
+        Some(rest) => write_all(this, vec![rest]),
+        None => control_app_writing(this),
+    }
+}
 
 /// Queues plaintext and encrypts what may be; writes after the end are counted.
 pub fn write_all(this: &Bound<'_, TlsLayer>, items: Vec<Bound<'_, PyBytes>>) -> PyResult<()> {

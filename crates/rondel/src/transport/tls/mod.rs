@@ -40,6 +40,25 @@ pub fn received(layer: &Bound<'_, layer::TlsLayer>, data: &Bound<'_, PyBytes>) -
     phases::data_received(layer, data)
 }
 
+/// Whether [`received_memory`] may be called: ciphertext needs no Python object.
+#[inline]
+pub fn takes_memory(layer: &Bound<'_, layer::TlsLayer>) -> bool {
+    layer.get().layer(layer.py()).engine.direct().is_some()
+}
+
+/// The same for memory of ours, which comes back.
+pub fn received_memory(
+    layer: &Bound<'_, layer::TlsLayer>,
+    memory: Vec<u8>,
+) -> (Vec<u8>, PyResult<()>) {
+    let Some(connection) = layer.get().layer(layer.py()).engine.direct() else {
+        return (memory, Ok(()));
+    };
+    connection.pipe().lend(memory);
+    let result = phases::proceed(layer);
+    (connection.pipe().give_back(), result)
+}
+
 /// How far a connection has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
