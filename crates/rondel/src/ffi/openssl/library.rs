@@ -1,6 +1,6 @@
 //! OpenSSL's functions in the very library that `_ssl` is linked with.
 
-use std::ffi::{CString, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::ffi::{CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -142,4 +142,4 @@ fn find(py: Python<'_>) -> PyResult<Option<Found>> {
 }
 
 /// `BIO_TYPE_SOURCE_SINK`
-pub const SOURCE_SINK: c_uint = 0x0400;
+pub const SOURCE_SINK: c_int = 0x0400;

@@ -138,7 +138,7 @@ pub fn method(calls: &Library) -> Option<*const BioMethod> {
         if kind < 0 {
             return None;
         }
-        let method = (calls.bio_method_new)(kind | SOURCE_SINK.cast_signed(), c"rondel".as_ptr());
+        let method = (calls.bio_method_new)(kind | SOURCE_SINK, c"rondel".as_ptr());
         if method.is_null() {
             return None;
         }
