@@ -143,8 +143,6 @@ class TLSProtocol(asyncio.Protocol):
 
 @final
 class TLSBuffer:
-    """Ciphertext in one direction; `ssl.MemoryBIO` in behaviour, but for its end."""
-
     @property
     def pending(self) -> int: ...
     def write(self, b: ReadableBuffer, /) -> int: ...
