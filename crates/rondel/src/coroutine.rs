@@ -3,6 +3,9 @@
 //! The block waits for asyncio futures with [`Waiting::wait`], which hands the future to whoever
 //! drives the coroutine (asyncio's Task) exactly as `await future` does in Python: no executor and no
 //! waker of ours. Cancellation arrives as the error of that wait, and dropping the block cleans up.
+//!
+//! What an async block holds is hidden from the garbage collector. An [`Operation`] is a coroutine's body
+//! written by hand, for those that are many: it shows what it holds, and costs less.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -16,10 +19,56 @@ use pyo3::exceptions::{
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
+use pyo3::{PyTraverseError, PyVisit};
 
 use crate::ffi::confined::Confined;
 
-type Body = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>>>>;
+type Block = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>>>>;
+
+/// What became of going on.
+pub enum Step {
+    /// It is over, with this result.
+    Done(Py<PyAny>),
+    /// It waits for this future, whose `_asyncio_future_blocking` is set.
+    Wait(Py<PyAny>),
+}
+
+/// The body of a coroutine, as the states between its waits.
+pub trait Operation {
+    /// Goes on. `answer` is Ok at first and when a wait is over; otherwise what is raised where the
+    /// coroutine waits.
+    ///
+    /// # Errors
+    /// What the coroutine raises; it is over then.
+    fn resume(&mut self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Step>;
+
+    /// Shows what it holds to the collector.
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError>;
+}
+
+enum Body {
+    Block(Block, Rc<Exchange>),
+    Operation(Box<dyn Operation>),
+}
+
+impl Body {
+    fn resume(&mut self, py: Python<'_>, answer: PyResult<()>, is_first: bool) -> PyResult<Step> {
+        let (block, exchange) = match self {
+            Body::Operation(operation) => return operation.resume(py, answer),
+            Body::Block(block, exchange) => (block, exchange),
+        };
+        if !is_first {
+            exchange.answer.replace(Some(answer));
+        }
+        match block.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => result.map(Step::Done),
+            Poll::Pending => {
+                let yielded = exchange.yielded.take();
+                Ok(Step::Wait(yielded.unwrap_or_else(|| py.None())))
+            }
+        }
+    }
+}
 
 /// Between the block and the object around it.
 #[derive(Default)]
@@ -74,7 +123,6 @@ impl Waiting {
 pub struct Coroutine {
     name: &'static str,
     body: Confined<RefCell<Option<Body>>>,
-    exchange: Confined<Rc<Exchange>>,
     started: Confined<Cell<bool>>,
     running: Confined<Cell<bool>>,
 }
@@ -86,17 +134,25 @@ impl Coroutine {
         F: Future<Output = PyResult<Py<PyAny>>> + 'static,
     {
         let exchange = Rc::new(Exchange::default());
-        let body: Body = Box::pin(block(Waiting(exchange.clone())));
+        let block: Block = Box::pin(block(Waiting(exchange.clone())));
+        Self::of(name, Body::Block(block, exchange))
+    }
+
+    /// The same of an operation.
+    pub fn of_operation(name: &'static str, operation: impl Operation + 'static) -> Self {
+        Self::of(name, Body::Operation(Box::new(operation)))
+    }
+
+    fn of(name: &'static str, body: Body) -> Self {
         Coroutine {
             name,
             body: Confined::new(RefCell::new(Some(body))),
-            exchange: Confined::new(exchange),
             started: Confined::new(Cell::new(false)),
             running: Confined::new(Cell::new(false)),
         }
     }
 
-    fn resume(&self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Py<PyAny>> {
+    fn resume(&self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Step> {
         let running = self.running.get(py);
         if running.get() {
             return Err(PyValueError::new_err("coroutine already executing"));
@@ -104,25 +160,43 @@ impl Coroutine {
         let Some(mut body) = self.body.get(py).take() else {
             return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
         };
-        let exchange = self.exchange.get(py);
-        if self.started.get(py).replace(true) {
-            exchange.answer.replace(Some(answer));
-        } else if let Err(error) = answer {
+        let is_first = !self.started.get(py).replace(true);
+        if is_first && let Err(error) = answer {
             drop(body);
             return Err(error);
         }
         running.set(true);
-        let polled = body.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let step = body.resume(py, answer, is_first);
         running.set(false);
-        match polled {
-            Poll::Ready(Ok(value)) => Err(PyStopIteration::new_err((value,))),
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Pending => {
-                self.body.get(py).replace(Some(body));
-                let yielded = exchange.yielded.take();
-                Ok(yielded.unwrap_or_else(|| py.None()))
-            }
+        if let Ok(Step::Wait(_)) = &step {
+            self.body.get(py).replace(Some(body));
         }
+        step
+    }
+
+    /// The same as methods of generators tell it: a result is a StopIteration.
+    fn send_or_stop(&self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Py<PyAny>> {
+        match self.resume(py, answer)? {
+            Step::Wait(future) => Ok(future),
+            Step::Done(value) => Err(PyStopIteration::new_err((value,))),
+        }
+    }
+}
+
+/// As for Python's own coroutines.
+fn warn_never_awaited(py: Python<'_>, name: &str) {
+    // Deallocation may happen with an exception set, which must survive; a warning that is turned into
+    // an error has nobody to go to.
+    let pending = PyErr::take(py);
+    let message = format!("coroutine 'Loop.{name}' was never awaited\0");
+    if let Ok(message) = std::ffi::CStr::from_bytes_with_nul(message.as_bytes()) {
+        let category = py.get_type::<PyRuntimeWarning>();
+        if let Err(error) = PyErr::warn(py, &category, message, 1) {
+            error.write_unraisable(py, None);
+        }
+    }
+    if let Some(pending) = pending {
+        pending.restore(py);
     }
 }
 
@@ -136,15 +210,20 @@ impl Coroutine {
         slf
     }
 
-    fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.resume(py, Ok(()))
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        match self.resume(py, Ok(()))? {
+            Step::Wait(future) => Ok(Some(future)),
+            // A StopIteration without a value need not be made.
+            Step::Done(value) if value.is_none(py) => Ok(None),
+            Step::Done(value) => Err(PyStopIteration::new_err((value,))),
+        }
     }
 
     /// Resume the coroutine; asyncio's tasks send None.
     #[pyo3(signature = (value, /))]
     fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let _ = value;
-        self.resume(py, Ok(()))
+        self.send_or_stop(py, Ok(()))
     }
 
     /// Raise an exception where the coroutine waits.
@@ -169,7 +248,7 @@ impl Coroutine {
         {
             error.set_traceback(py, Some(traceback.clone()));
         }
-        self.resume(py, Err(error))
+        self.send_or_stop(py, Err(error))
     }
 
     /// Drop the coroutine where it waits; what it holds is released.
@@ -202,28 +281,29 @@ impl Coroutine {
     fn __repr__(slf: &Bound<'_, Self>) -> String {
         format!("<coroutine object Loop.{} at {:p}>", slf.get().name, slf.as_ptr())
     }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let Some(body) = self.body.in_traverse(&visit) else { return Ok(()) };
+        match body.try_borrow().as_deref() {
+            Ok(Some(Body::Operation(operation))) => operation.traverse(&visit),
+            _ => Ok(()),
+        }
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        let body = self.body.get(py).take();
+        if body.is_some() && !self.started.get(py).replace(true) {
+            warn_never_awaited(py, self.name);
+        }
+        drop(body);
+    }
 }
 
 impl Drop for Coroutine {
     fn drop(&mut self) {
-        if self.started.get_mut().get() || self.body.get_mut().get_mut().is_none() {
-            return;
+        if !self.started.get_mut().get() && self.body.get_mut().get_mut().is_some() {
+            let name = self.name;
+            Python::attach(|py| warn_never_awaited(py, name));
         }
-        let name = self.name;
-        Python::attach(|py| {
-            // As for Python's own coroutines. Deallocation may happen with an exception set, which
-            // must survive; a warning that is turned into an error has nobody to go to.
-            let pending = PyErr::take(py);
-            let message = format!("coroutine 'Loop.{name}' was never awaited\0");
-            if let Ok(message) = std::ffi::CStr::from_bytes_with_nul(message.as_bytes()) {
-                let category = py.get_type::<PyRuntimeWarning>();
-                if let Err(error) = PyErr::warn(py, &category, message, 1) {
-                    error.write_unraisable(py, None);
-                }
-            }
-            if let Some(pending) = pending {
-                pending.restore(py);
-            }
-        });
     }
 }
