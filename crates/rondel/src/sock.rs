@@ -17,6 +17,7 @@ use rondel_reactor::net;
 
 use crate::coroutine::{Coroutine, Operation, Step, Waiting};
 use crate::errors::os_error;
+use crate::event_loop::lasting;
 use crate::event_loop::watching::{self, Side};
 use crate::event_loop::{Loop, Watcher};
 use crate::ffi::buffer::{View, bytes_filled_by};
@@ -37,7 +38,7 @@ impl Drop for Watching {
     fn drop(&mut self) {
         Python::attach(|py| {
             let state = self.event_loop.get().state(py);
-            watching::forget_future(state, self.fd, self.side, &self.future);
+            watching::forget_future(py, state, self.fd, self.side, &self.future);
         });
     }
 }
@@ -63,7 +64,7 @@ fn check(event_loop: &Bound<'_, Loop>, sock: &Bound<'_, PyAny>) -> PyResult<()> 
     Ok(())
 }
 
-/// Begins to watch one side of the socket.
+/// Begins to watch one side of the socket, after a try that found it not ready.
 fn watch(
     py: Python<'_>,
     event_loop: &Py<Loop>,
@@ -75,8 +76,11 @@ fn watch(
     let fd = number.extract()?;
     watching::check_no_transport(bound, fd, &number)?;
     let future = bound.call_method0(intern!(py, "create_future"))?.unbind();
-    let watcher = Watcher::Future(future.clone_ref(py));
-    watching::watch(py, bound.get().state(py), fd, side, watcher)?;
+    let state = bound.get().state(py);
+    if side == Side::Write || !lasting::wait(state, fd, sock, &future) {
+        let watcher = Watcher::Future(future.clone_ref(py));
+        watching::watch(py, state, fd, side, watcher)?;
+    }
     Ok(Watching { event_loop: event_loop.clone_ref(py), fd, side, future })
 }
 

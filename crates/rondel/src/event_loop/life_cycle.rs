@@ -143,6 +143,7 @@ pub fn drop_work(state: &State) {
     drop(state.events.take());
     drop(state.unflushed.take());
     drop(state.watched.take());
+    drop(state.lasting.take());
     drop(state.registrar.take());
     drop(state.waker.take());
     drop(state.poller.take());
