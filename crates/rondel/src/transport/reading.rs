@@ -171,7 +171,7 @@ fn read_ciphertext(
     let state = event_loop.get().state(py);
     let capacity = stream.read_size.get().max(SCRATCH);
     let mut memory = state.ciphertext.take();
-    let received = match net::recv_vec(stream.endpoint.fd(), &mut memory, capacity) {
+    let received = match net::recv_vec(stream.endpoint.fd(py), &mut memory, capacity) {
         Ok(0) => end_of_file(this, stream).map(|()| None),
         Ok(received) => Ok(Some(received)),
         Err(error) if net::is_retry(&error) => Ok(None),
