@@ -61,11 +61,21 @@ def hard_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
-@pytest.fixture(params=["asyncio", "rondel"])
-def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "loop_factory" not in metafunc.fixturenames:
+        return
+    # rondel has two ways of doing TLS. What is said of TLS is said of both.
+    ways = ["rondel-bio"] if getattr(metafunc.module, "BOTH_TLS", False) else []
+    metafunc.parametrize("loop_factory", ["asyncio", "rondel", *ways], indirect=True)
+
+
+@pytest.fixture
+def loop_factory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LoopFactory:
     """A callable that makes a loop: the test runs once with asyncio's and once with rondel's."""
     if request.param == "asyncio":
         return asyncio.SelectorEventLoop
+    if request.param == "rondel-bio":
+        monkeypatch.setenv("RONDEL_TLS", "bio")
     import rondel
 
     return rondel.new_event_loop

@@ -14,6 +14,8 @@ from tls import NAME, Peer, client_context, connected_tls, server_context
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]
 
+BOTH_TLS = True
+
 BLOB = bytes(range(256)) * 8192  # 2 MiB
 
 

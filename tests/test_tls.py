@@ -18,6 +18,8 @@ from tls import NAME, Peer, authority, certificate, client_context, connected_tl
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]
 
+BOTH_TLS = True
+
 
 class Echo(Recorder):
     """Sends back what it gets."""

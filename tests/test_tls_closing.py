@@ -29,6 +29,8 @@ from tls import NAME, Peer, client_context, connected_tls, server_context
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]
 
+BOTH_TLS = True
+
 MIB = 1 << 20
 
 

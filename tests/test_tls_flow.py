@@ -13,6 +13,8 @@ from tls import NAME, client_context, connected_tls, server_context
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]
 
+BOTH_TLS = True
+
 MIB = 1 << 20
 BLOB = random.Random(7).randbytes(8 * MIB)
 

@@ -50,6 +50,15 @@ pub fn recv_append(fd: RawFd, bytes: &mut Vec<u8>, most: usize) -> io::Result<us
     Ok(received)
 }
 
+/// Receives up to `size` bytes into a vector, in place of what it held.
+///
+/// # Errors
+/// As [`recv`]; the vector is empty then.
+pub fn recv_vec(fd: RawFd, memory: &mut Vec<u8>, size: usize) -> io::Result<usize> {
+    memory.clear();
+    recv_append(fd, memory, size)
+}
+
 /// Sends what the socket takes now and returns how much that was.
 ///
 /// # Errors

@@ -3,6 +3,9 @@
 //! The block waits for asyncio futures with [`Waiting::wait`], which hands the future to whoever
 //! drives the coroutine (asyncio's Task) exactly as `await future` does in Python: no executor and no
 //! waker of ours. Cancellation arrives as the error of that wait, and dropping the block cleans up.
+//!
+//! What an async block holds is hidden from the garbage collector. An [`Operation`] is a coroutine's body
+//! written by hand, for those that are many: it shows what it holds, and costs less.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -16,18 +19,19 @@ use pyo3::exceptions::{
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
+use pyo3::{PyTraverseError, PyVisit};
 
 use crate::ffi::confined::Confined;
 use crate::ffi::stepping::{Step, Steps};
 
-type Body = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>>>>;
+type Block = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>>>>;
 type First = Box<dyn FnOnce(Python<'_>) -> PyResult<Begun>>;
 
 /// What the first step of [`Coroutine::at_once`] came to.
 pub enum Begun {
     Done(Py<PyAny>),
     /// It has to wait: the block that goes on.
-    Waits(Box<dyn FnOnce(Waiting) -> Body>),
+    Waits(Box<dyn FnOnce(Waiting) -> Block>),
 }
 
 impl Begun {
@@ -40,10 +44,24 @@ impl Begun {
     }
 }
 
+/// The body of a coroutine, as the states between its waits.
+pub trait Operation {
+    /// Goes on. `answer` is Ok at first and when a wait is over; otherwise what is raised where the
+    /// coroutine waits.
+    ///
+    /// # Errors
+    /// What the coroutine raises; it is over then.
+    fn resume(&mut self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Step>;
+
+    /// Shows what it holds to the collector.
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError>;
+}
+
 /// What is left to do.
 enum Rest {
     First(First),
-    Body(Body, Rc<Exchange>),
+    Block(Block, Rc<Exchange>),
+    Operation(Box<dyn Operation>),
 }
 
 /// Between the block and the object around it.
@@ -110,8 +128,13 @@ impl Coroutine {
         F: Future<Output = PyResult<Py<PyAny>>> + 'static,
     {
         let exchange = Rc::new(Exchange::default());
-        let body: Body = Box::pin(block(Waiting(exchange.clone())));
-        Self::with(name, Rest::Body(body, exchange))
+        let block: Block = Box::pin(block(Waiting(exchange.clone())));
+        Self::with(name, Rest::Block(block, exchange))
+    }
+
+    /// The same of an operation.
+    pub fn of_operation(name: &'static str, operation: impl Operation + 'static) -> Self {
+        Self::with(name, Rest::Operation(Box::new(operation)))
     }
 
     /// Makes a coroutine that usually ends in its first step, which is therefore no async block.
@@ -139,26 +162,33 @@ impl Coroutine {
         let Some(rest) = self.rest.get(py).take() else {
             return Err(PyRuntimeError::new_err("cannot reuse already awaited coroutine"));
         };
-        let answer = if self.started.get(py).replace(true) {
-            Some(answer)
-        } else if let Err(error) = answer {
+        let is_first = !self.started.get(py).replace(true);
+        if is_first && let Err(error) = answer {
             drop(rest);
             return Err(error);
-        } else {
-            None
-        };
+        }
         running.set(true);
-        let polled = self.poll(py, rest, answer);
+        let step = self.go_on(py, rest, answer, is_first);
         running.set(false);
-        polled
+        step
     }
 
-    fn poll(&self, py: Python<'_>, rest: Rest, answer: Option<PyResult<()>>) -> PyResult<Step> {
-        let (mut body, exchange) = match rest {
-            Rest::Body(body, exchange) => {
-                exchange.answer.replace(answer);
-                (body, exchange)
+    fn go_on(
+        &self,
+        py: Python<'_>,
+        rest: Rest,
+        answer: PyResult<()>,
+        is_first: bool,
+    ) -> PyResult<Step> {
+        let (mut block, exchange) = match rest {
+            Rest::Operation(mut operation) => {
+                let step = operation.resume(py, answer)?;
+                if matches!(step, Step::Yielded(_)) {
+                    self.rest.get(py).replace(Some(Rest::Operation(operation)));
+                }
+                return Ok(step);
             }
+            Rest::Block(block, exchange) => (block, exchange),
             Rest::First(first) => match first(py)? {
                 Begun::Done(value) => return Ok(Step::Returned(value)),
                 Begun::Waits(block) => {
@@ -167,11 +197,14 @@ impl Coroutine {
                 }
             },
         };
-        match body.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        if !is_first {
+            exchange.answer.replace(Some(answer));
+        }
+        match block.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => result.map(Step::Returned),
             Poll::Pending => {
                 let yielded = exchange.yielded.take();
-                self.rest.get(py).replace(Some(Rest::Body(body, exchange)));
+                self.rest.get(py).replace(Some(Rest::Block(block, exchange)));
                 Ok(Step::Yielded(yielded.unwrap_or_else(|| py.None())))
             }
         }
@@ -255,6 +288,22 @@ impl Coroutine {
 
     fn __repr__(slf: &Bound<'_, Self>) -> String {
         format!("<coroutine object Loop.{} at {:p}>", slf.get().name, slf.as_ptr())
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let Some(rest) = self.rest.in_traverse(&visit) else { return Ok(()) };
+        match rest.try_borrow().as_deref() {
+            Ok(Some(Rest::Operation(operation))) => operation.traverse(&visit),
+            _ => Ok(()),
+        }
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        let rest = self.rest.get(py).take();
+        if rest.is_some() && !self.started.get(py).replace(true) {
+            warn_never_awaited(py, &format!("Loop.{}", self.name));
+        }
+        drop(rest);
     }
 }
 

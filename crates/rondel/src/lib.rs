@@ -75,6 +75,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<process::SubprocessPipe>()?;
     module.add_class::<transport::tls::layer::TlsLayer>()?;
     module.add_class::<transport::tls::app::TlsTransport>()?;
+    module.add_class::<transport::tls::buffers::TlsBuffer>()?;
     module.add_class::<coroutine::Coroutine>()?;
     ffi::stepping::install::<coroutine::Coroutine>(py);
     module.add_class::<streams::reader::StreamReader>()?;

@@ -1,7 +1,7 @@
 //! `loop.sock_*`: operations on sockets that the program owns.
 //!
-//! Each is a coroutine of [`crate::coroutine`] with the same shape: try at once; while that would
-//! block, wait until the descriptor is ready and try again. Receiving and sending on streams are
+//! Each is a coroutine of [`crate::coroutine`] with the same shape ([`Try`]): try at once; while that
+//! would block, wait until the descriptor is ready and try again. Receiving and sending on streams are
 //! system calls of ours; what involves addresses goes through the socket object's own C methods.
 
 use std::io;
@@ -12,13 +12,16 @@ use pyo3::exceptions::{
 };
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
 use rondel_reactor::net;
 
-use crate::coroutine::{Coroutine, Waiting};
+use crate::coroutine::{Coroutine, Operation, Waiting};
 use crate::errors::os_error;
+use crate::event_loop::lasting;
 use crate::event_loop::watching::{self, Side};
 use crate::event_loop::{Loop, Watcher};
 use crate::ffi::buffer::{View, bytes_filled_by};
+use crate::ffi::stepping::Step;
 use crate::imports;
 
 /// A try: the result, or None when it would block.
@@ -36,7 +39,7 @@ impl Drop for Watching {
     fn drop(&mut self) {
         Python::attach(|py| {
             let state = self.event_loop.get().state(py);
-            watching::forget_future(state, self.fd, self.side, &self.future);
+            watching::forget_future(py, state, self.fd, self.side, &self.future);
         });
     }
 }
@@ -48,7 +51,9 @@ pub fn fileno(sock: &Bound<'_, PyAny>) -> PyResult<RawFd> {
 /// What asyncio checks before each operation.
 fn check(event_loop: &Bound<'_, Loop>, sock: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = event_loop.py();
-    if sock.is_instance(imports::ssl_socket(py)?)? {
+    if !sock.get_type().is(imports::socket_type(py)?)
+        && sock.is_instance(imports::ssl_socket(py)?)?
+    {
         return Err(PyTypeError::new_err("Socket cannot be of type SSLSocket"));
     }
     if event_loop.get().state(py).debug.get() {
@@ -60,6 +65,26 @@ fn check(event_loop: &Bound<'_, Loop>, sock: &Bound<'_, PyAny>) -> PyResult<()> 
     Ok(())
 }
 
+/// Begins to watch one side of the socket, after a try that found it not ready.
+fn watch(
+    py: Python<'_>,
+    event_loop: &Py<Loop>,
+    sock: &Bound<'_, PyAny>,
+    side: Side,
+) -> PyResult<Watching> {
+    let bound = event_loop.bind(py);
+    let number = sock.call_method0(intern!(py, "fileno"))?;
+    let fd = number.extract()?;
+    watching::check_no_transport(bound, fd, &number)?;
+    let future = bound.call_method0(intern!(py, "create_future"))?.unbind();
+    let state = bound.get().state(py);
+    if side == Side::Write || !lasting::wait(state, fd, sock, &future) {
+        let watcher = Watcher::Future(future.clone_ref(py));
+        watching::watch(py, state, fd, side, watcher)?;
+    }
+    Ok(Watching { event_loop: event_loop.clone_ref(py), fd, side, future })
+}
+
 /// Waits until the socket is ready on one side.
 pub async fn ready(
     waiting: &Waiting,
@@ -67,39 +92,84 @@ pub async fn ready(
     sock: &Py<PyAny>,
     side: Side,
 ) -> PyResult<()> {
-    let watching = Python::attach(|py| {
-        let bound = event_loop.bind(py);
-        let number = sock.bind(py).call_method0(intern!(py, "fileno"))?;
-        let fd = number.extract()?;
-        watching::check_no_transport(bound, fd, &number)?;
-        let future = bound.call_method0(intern!(py, "create_future"))?.unbind();
-        let watcher = Watcher::Future(future.clone_ref(py));
-        watching::watch(py, bound.get().state(py), fd, side, watcher)?;
-        PyResult::Ok(Watching { event_loop: event_loop.clone_ref(py), fd, side, future })
-    })?;
+    let watching = Python::attach(|py| watch(py, event_loop, sock.bind(py), side))?;
     let future = Python::attach(|py| watching.future.clone_ref(py));
     waiting.wait(future).await?;
     Ok(())
 }
 
-/// The shape of all operations but connecting.
+/// What an operation is about beside the socket: buffers, data, addresses.
+type Subjects = [Option<Py<PyAny>>; 2];
+
+/// All operations but connecting.
+struct Try<F> {
+    event_loop: Py<Loop>,
+    sock: Py<PyAny>,
+    side: Side,
+    subjects: Subjects,
+    attempt: F,
+    /// While it waits.
+    watching: Option<Watching>,
+}
+
+impl<F> Operation for Try<F>
+where
+    F: FnMut(&Bound<'_, PyAny>, &Subjects) -> Attempt,
+{
+    fn resume(&mut self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Step> {
+        let watching = self.watching.take();
+        answer?;
+        let sock = self.sock.bind(py);
+        match watching {
+            Some(watching) => drop(watching.future.call_method0(py, intern!(py, "result"))?),
+            None => check(self.event_loop.bind(py), sock)?,
+        }
+        if let Some(result) = (self.attempt)(sock, &self.subjects)? {
+            return Ok(Step::Returned(result));
+        }
+        let watching = watch(py, &self.event_loop, sock, self.side)?;
+        let future = watching.future.clone_ref(py);
+        self.watching = Some(watching);
+        future.setattr(py, intern!(py, "_asyncio_future_blocking"), true)?;
+        Ok(Step::Yielded(future))
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        visit.call(&self.sock)?;
+        for subject in &self.subjects {
+            visit.call(subject)?;
+        }
+        match &self.watching {
+            Some(watching) => {
+                visit.call(&watching.event_loop)?;
+                visit.call(&watching.future)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 fn operation(
     event_loop: &Bound<'_, Loop>,
     name: &'static str,
     sock: Py<PyAny>,
     side: Side,
-    mut attempt: impl FnMut(Python<'_>, &Bound<'_, PyAny>) -> Attempt + 'static,
-) -> PyResult<Coroutine> {
+    subjects: Subjects,
+    attempt: impl FnMut(&Bound<'_, PyAny>, &Subjects) -> Attempt + 'static,
+) -> Coroutine {
     let event_loop = event_loop.clone().unbind();
-    Ok(Coroutine::new(name, |waiting| async move {
-        Python::attach(|py| check(event_loop.bind(py), sock.bind(py)))?;
-        loop {
-            if let Some(result) = Python::attach(|py| attempt(py, sock.bind(py)))? {
-                return Ok(result);
-            }
-            ready(&waiting, &event_loop, &sock, side).await?;
-        }
-    }))
+    Coroutine::of_operation(name, Try { event_loop, sock, side, subjects, attempt, watching: None })
+}
+
+/// One of the subjects, which is there.
+fn subject<'a, 'py>(
+    py: Python<'py>,
+    subjects: &'a Subjects,
+    index: usize,
+) -> PyResult<&'a Bound<'py, PyAny>> {
+    let subject = subjects.get(index).and_then(Option::as_ref);
+    subject.map(|subject| subject.bind(py)).ok_or_else(|| PyTypeError::new_err("no such argument"))
 }
 
 /// The result of a system call of ours: None when it would block.
@@ -130,11 +200,13 @@ fn integer(py: Python<'_>, value: usize) -> PyResult<Py<PyAny>> {
 
 /// `loop.sock_recv(sock, n)`
 pub fn recv(event_loop: &Bound<'_, Loop>, sock: Py<PyAny>, n: usize) -> PyResult<Coroutine> {
-    operation(event_loop, "sock_recv", sock, Side::Read, move |py, sock| {
+    let name = "sock_recv";
+    Ok(operation(event_loop, name, sock, Side::Read, [None, None], move |sock, _| {
+        let py = sock.py();
         let fd = fileno(sock)?;
         let received = bytes_filled_by(py, n, |memory| net::recv_uninit(fd, memory))?;
         Ok(tried(py, received)?.map(|bytes| bytes.into_any().unbind()))
-    })
+    }))
 }
 
 /// `loop.sock_recv_into(sock, buf)`
@@ -143,12 +215,14 @@ pub fn recv_into(
     sock: Py<PyAny>,
     buf: Py<PyAny>,
 ) -> PyResult<Coroutine> {
-    operation(event_loop, "sock_recv_into", sock, Side::Read, move |py, sock| {
+    let name = "sock_recv_into";
+    Ok(operation(event_loop, name, sock, Side::Read, [Some(buf), None], |sock, subjects| {
+        let py = sock.py();
         let fd = fileno(sock)?;
-        let mut view = View::writable(buf.bind(py))?;
+        let mut view = View::writable(subject(py, subjects, 0)?)?;
         let received = tried(py, net::recv_uninit(fd, view.bytes_mut()))?;
         received.map(|count| integer(py, count)).transpose()
-    })
+    }))
 }
 
 /// `loop.sock_recvfrom(sock, bufsize)`
@@ -157,9 +231,11 @@ pub fn recvfrom(
     sock: Py<PyAny>,
     bufsize: usize,
 ) -> PyResult<Coroutine> {
-    operation(event_loop, "sock_recvfrom", sock, Side::Read, move |py, sock| {
+    let name = "sock_recvfrom";
+    Ok(operation(event_loop, name, sock, Side::Read, [None, None], move |sock, _| {
+        let py = sock.py();
         tried_method(py, sock.call_method1(intern!(py, "recvfrom"), (bufsize,)))
-    })
+    }))
 }
 
 /// `loop.sock_recvfrom_into(sock, buf, nbytes)`
@@ -169,10 +245,13 @@ pub fn recvfrom_into(
     buf: Py<PyAny>,
     nbytes: usize,
 ) -> PyResult<Coroutine> {
-    operation(event_loop, "sock_recvfrom_into", sock, Side::Read, move |py, sock| {
-        let size = if nbytes == 0 { buf.bind(py).len()? } else { nbytes };
-        tried_method(py, sock.call_method1(intern!(py, "recvfrom_into"), (&buf, size)))
-    })
+    let name = "sock_recvfrom_into";
+    Ok(operation(event_loop, name, sock, Side::Read, [Some(buf), None], move |sock, subjects| {
+        let py = sock.py();
+        let buf = subject(py, subjects, 0)?;
+        let size = if nbytes == 0 { buf.len()? } else { nbytes };
+        tried_method(py, sock.call_method1(intern!(py, "recvfrom_into"), (buf, size)))
+    }))
 }
 
 /// `loop.sock_sendall(sock, data)`
@@ -182,9 +261,11 @@ pub fn sendall(
     data: Py<PyAny>,
 ) -> PyResult<Coroutine> {
     let mut sent = 0;
-    operation(event_loop, "sock_sendall", sock, Side::Write, move |py, sock| {
+    let name = "sock_sendall";
+    Ok(operation(event_loop, name, sock, Side::Write, [Some(data), None], move |sock, subjects| {
+        let py = sock.py();
         let fd = fileno(sock)?;
-        let view = View::readable(data.bind(py))?;
+        let view = View::readable(subject(py, subjects, 0)?)?;
         loop {
             let rest = view.bytes().get(sent..).unwrap_or_default();
             if rest.is_empty() && sent > 0 {
@@ -196,7 +277,7 @@ pub fn sendall(
                 Some(count) => sent += count,
             }
         }
-    })
+    }))
 }
 
 /// `loop.sock_sendto(sock, data, address)`
@@ -206,20 +287,24 @@ pub fn sendto(
     data: Py<PyAny>,
     address: Py<PyAny>,
 ) -> PyResult<Coroutine> {
-    operation(event_loop, "sock_sendto", sock, Side::Write, move |py, sock| {
-        tried_method(py, sock.call_method1(intern!(py, "sendto"), (&data, &address)))
-    })
+    let subjects = [Some(data), Some(address)];
+    Ok(operation(event_loop, "sock_sendto", sock, Side::Write, subjects, |sock, subjects| {
+        let py = sock.py();
+        let (data, address) = (subject(py, subjects, 0)?, subject(py, subjects, 1)?);
+        tried_method(py, sock.call_method1(intern!(py, "sendto"), (data, address)))
+    }))
 }
 
 /// `loop.sock_accept(sock)`
 pub fn accept(event_loop: &Bound<'_, Loop>, sock: Py<PyAny>) -> PyResult<Coroutine> {
-    operation(event_loop, "sock_accept", sock, Side::Read, move |py, sock| {
+    Ok(operation(event_loop, "sock_accept", sock, Side::Read, [None, None], |sock, _| {
+        let py = sock.py();
         let accepted = tried_method(py, sock.call_method0(intern!(py, "accept")))?;
         if let Some(pair) = &accepted {
             pair.bind(py).get_item(0)?.call_method1(intern!(py, "setblocking"), (false,))?;
         }
         Ok(accepted)
-    })
+    }))
 }
 
 /// `loop.sock_connect(sock, address)` with an address that needs no resolving.

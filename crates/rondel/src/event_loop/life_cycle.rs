@@ -147,6 +147,7 @@ pub fn drop_work(state: &State) {
     drop(state.unflushed.take());
     drop(state.watched.take());
     drop(state.watching.take());
+    drop(state.lasting.take());
     drop(state.registrar.take());
     drop(state.waker.take());
     drop(state.poller.take());

@@ -6,6 +6,7 @@
 //! | [`life_cycle`] | run_forever, run_until_complete, stop, close |
 //! | [`tasks`] | create_task and task factories |
 //! | [`watching`] | add_reader, add_writer and relatives: descriptors that the program watches |
+//! | [`lasting`] | sockets that stay in the poller between the waits of sock_* |
 //! | [`debug`] | debug mode: checks, origins, slow callbacks |
 //! | `methods` | what Python calls, leading to the others |
 //! | [`exceptions`] | handing errors to the exception handler |
@@ -16,6 +17,7 @@
 
 pub mod debug;
 pub mod exceptions;
+pub mod lasting;
 pub mod life_cycle;
 mod methods;
 pub mod tasks;
@@ -96,6 +98,8 @@ pub struct State {
     pub sources: RefCell<Slab<Source>>,
     /// Watched descriptors by number.
     pub watched: RefCell<HashMap<RawFd, Key>>,
+    /// Those that stay in the poller although nobody may wait, by number.
+    pub lasting: RefCell<HashMap<RawFd, Key>>,
     /// Transports by descriptor: programs must not watch these themselves.
     pub transports: RefCell<HashMap<RawFd, Py<PyWeakref>>>,
     /// Absent while a thread waits in it.
@@ -110,6 +114,8 @@ pub struct State {
     pub unflushed: RefCell<Vec<Py<PyAny>>>,
     /// Where small reads land before they become `bytes`.
     pub scratch: RefCell<Vec<u8>>,
+    /// Where ciphertext lands before it is decrypted.
+    pub ciphertext: RefCell<Vec<u8>>,
     /// Where datagrams land, from the first one on.
     pub datagrams: RefCell<Option<Box<Batch>>>,
     /// Counts callbacks, so that a transport knows whether two writes come from the same one.
@@ -156,6 +162,7 @@ impl State {
             due: RefCell::default(),
             sources: RefCell::default(),
             watched: RefCell::default(),
+            lasting: RefCell::default(),
             transports: RefCell::default(),
             poller: RefCell::new(Some(poller)),
             registrar: RefCell::new(Some(registrar)),
@@ -164,6 +171,7 @@ impl State {
             spare_events: RefCell::default(),
             unflushed: RefCell::default(),
             scratch: RefCell::default(),
+            ciphertext: RefCell::default(),
             datagrams: RefCell::default(),
             callback_number: Cell::new(0),
             last_look: Cell::new(0),
@@ -291,6 +299,7 @@ impl State {
     /// # Errors
     /// `OSError` when the descriptor cannot be polled.
     pub fn add_native(&self, fd: RawFd, target: Py<PyAny>, on_event: OnEvent) -> PyResult<Key> {
+        drop(lasting::displace(self, fd));
         let source = Source::Native { target: Target::Held(target), on_event };
         let key = self.sources.borrow_mut().insert(source);
         let added = self.registrar(|registrar| registrar.add_edge(fd, key));
@@ -302,6 +311,7 @@ impl State {
     /// # Errors
     /// `OSError` when the descriptor cannot be polled.
     pub fn add_listener(&self, fd: RawFd, target: Py<PyAny>, on_event: OnEvent) -> PyResult<Key> {
+        drop(lasting::displace(self, fd));
         let source = Source::Native { target: Target::Held(target), on_event };
         let key = self.sources.borrow_mut().insert(source);
         let watch = Watch { read: true, write: false };

@@ -9,7 +9,7 @@ use pyo3::types::PyTuple;
 use rondel_reactor::poller::Watch;
 use rondel_reactor::slab::Key;
 
-use super::{Loop, Source, State, Watcher};
+use super::{Loop, Source, State, Watcher, lasting};
 use crate::ffi::handle::HandleRef;
 
 /// Reading or writing.
@@ -89,7 +89,9 @@ pub fn remove(event_loop: &Bound<'_, Loop>, fd: &Bound<'_, PyAny>, side: Side) -
         return Ok(false);
     }
     let key = state.watched.borrow().get(&fd).copied();
-    let Some(key) = key else { return Ok(false) };
+    let Some(key) = key else {
+        return Ok(side == Side::Read && lasting::forget(py, state, fd, None));
+    };
     let removed = clear_side(state, key, side);
     if let Some(Watcher::Handle(handle)) = &removed {
         crate::handle::cancel(py, handle)?;
@@ -110,12 +112,15 @@ pub fn watch(
 ) -> PyResult<()> {
     let existing = state.watched.borrow().get(&fd).copied();
     let Some(key) = existing else {
-        let source = match side {
-            Side::Read => Source::Watched { fd, reader: Some(watcher), writer: None },
-            Side::Write => Source::Watched { fd, reader: None, writer: Some(watcher) },
+        // Who waits for reading is replaced, or goes on to wait here.
+        let waiter = lasting::displace(state, fd).map(Watcher::Future);
+        let (reader, writer, waiter) = match side {
+            Side::Read => (Some(watcher), None, waiter),
+            Side::Write => (waiter, Some(watcher), None),
         };
-        let key = state.sources.borrow_mut().insert(source);
-        let wanted = Watch { read: side == Side::Read, write: side == Side::Write };
+        drop(waiter);
+        let wanted = Watch { read: reader.is_some(), write: writer.is_some() };
+        let key = state.sources.borrow_mut().insert(Source::Watched { fd, reader, writer });
         let added = state.registrar(|registrar| registrar.add_level(fd, key, wanted));
         state.undo_unless_added(key, added)?;
         state.watched.borrow_mut().insert(fd, key);
@@ -206,6 +211,9 @@ pub fn change_native(
     before: Watch,
     wanted: Watch,
 ) -> PyResult<()> {
+    if before.is_empty() {
+        drop(lasting::displace(state, fd));
+    }
     state.registrar(|registrar| match (before.is_empty(), wanted.is_empty()) {
         (true, true) => Ok(()),
         (true, false) => registrar.add_level(fd, key, wanted),
@@ -215,8 +223,11 @@ pub fn change_native(
 }
 
 /// Ends the wait of a native coroutine that watches with this future, if it still does.
-pub fn forget_future(state: &State, fd: RawFd, side: Side, future: &Py<PyAny>) {
+pub fn forget_future(py: Python<'_>, state: &State, fd: RawFd, side: Side, future: &Py<PyAny>) {
     forget(state, fd, side, future);
+    if side == Side::Read {
+        lasting::forget(py, state, fd, Some(future));
+    }
 }
 
 /// Stops watching for native code, if it still does.

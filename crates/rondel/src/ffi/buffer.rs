@@ -117,6 +117,21 @@ pub fn bytes_filled_by<'py, E>(
     }
 }
 
+/// What [`bytes_by_copy`] holds at most.
+pub const ON_STACK: usize = 16 * 1024;
+
+/// Makes a new `bytes` of at most [`ON_STACK`] bytes from what `fill` writes to the stack: for small
+/// ones that is faster than to make large ones and shrink them.
+pub fn bytes_by_copy(
+    py: Python<'_>,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> usize,
+) -> Bound<'_, PyBytes> {
+    let mut memory = [MaybeUninit::<u8>::uninit(); ON_STACK];
+    let filled = fill(&mut memory).min(ON_STACK);
+    // SAFETY: so many bytes were written, says `fill`.
+    PyBytes::new(py, unsafe { slice::from_raw_parts(memory.as_ptr().cast(), filled) })
+}
+
 unsafe extern "C" {
     // Part of CPython's documented C-API (bytesobject.h), not bound by PyO3.
     fn _PyBytes_Resize(bytes: *mut *mut ffi::PyObject, size: ffi::Py_ssize_t) -> std::ffi::c_int;

@@ -1,4 +1,4 @@
-//! Every unsafe call into CPython, each behind a safe face.
+//! Every unsafe call into CPython, and into the OpenSSL that it loads, each behind a safe face.
 //!
 //! | module | what it is |
 //! | --- | --- |
@@ -12,6 +12,7 @@
 //! | [`lookup`] | which function a method call would reach |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`socket`] | the descriptor of a Python socket object, as it is now |
+//! | [`openssl`] | OpenSSL behind an `ssl.SSLObject`, without Python between |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
 //! | [`shared_buffer`] | memory that crosses between processes |
 //!
@@ -23,12 +24,13 @@ pub mod context;
 pub mod handle;
 mod handle_slots;
 pub mod lookup;
+pub mod openssl;
 pub mod operation;
 pub mod scheduling;
-pub mod socket;
-pub mod stepping;
 #[cfg(target_os = "linux")]
 pub mod shared_buffer;
+pub mod socket;
+pub mod stepping;
 mod tasks;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.

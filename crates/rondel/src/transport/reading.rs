@@ -20,6 +20,7 @@ use pyo3::types::PyBytes;
 use rondel_reactor::net;
 
 use super::socket::{SocketTransport, Stream, fatal_error, update_hold};
+use super::tls::layer::TlsLayer;
 use super::{tls, writing};
 use crate::errors::os_error;
 use crate::event_loop::State;
@@ -150,6 +151,12 @@ fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Ou
     {
         return read_into_reader(this, stream, &reader);
     }
+    if let Some(protocol) = stream.protocol(py)
+        && let Ok(layer) = protocol.cast_exact::<TlsLayer>()
+        && tls::takes_memory(layer)
+    {
+        return read_ciphertext(this, stream, layer);
+    }
     let Some((data, capacity)) = receive(this, stream)? else { return Ok(Outcome::Done) };
     let received = data.len()?;
     if received == 0 {
@@ -237,6 +244,38 @@ fn receive_behind(
         .map(|received| buffer.append(py, &scratch[..received]).map(|()| (received, SCRATCH)));
     drop(state.scratch.replace(scratch));
     result
+}
+
+/// Ciphertext needs no object: it goes from the loop's memory to OpenSSL.
+fn read_ciphertext(
+    this: &Bound<'_, SocketTransport>,
+    stream: &Stream,
+    layer: &Bound<'_, TlsLayer>,
+) -> PyResult<Outcome> {
+    let py = this.py();
+    let Some(event_loop) = stream.event_loop(py) else { return Ok(Outcome::Done) };
+    let state = event_loop.get().state(py);
+    let capacity = stream.read_size.get().max(SCRATCH);
+    let mut memory = state.ciphertext.take();
+    let received = match net::recv_vec(stream.endpoint.fd(py), &mut memory, capacity) {
+        Ok(0) => end_of_file(this, stream).map(|()| None),
+        Ok(received) => Ok(Some(received)),
+        Err(error) if net::is_retry(&error) => Ok(None),
+        Err(error) => fatal_error(this, os_error(py, &error), READ_ERROR).map(|()| None),
+    };
+    let Some(received) = received? else {
+        state.ciphertext.replace(memory);
+        return Ok(Outcome::Done);
+    };
+    stream.read_size.set(next_size(received, capacity));
+    let (memory, called) =
+        context::run_in(stream.context.bind(py), || Ok(tls::received_memory(layer, memory)))?;
+    state.ciphertext.replace(memory);
+    if let Err(error) = called {
+        fatal_error(this, error, "Fatal error: protocol.data_received() call failed.")?;
+        return Ok(Outcome::Done);
+    }
+    Ok(if received == capacity { Outcome::Filled } else { Outcome::Drained })
 }
 
 /// Receives into new bytes; returns them with how many they could have been. None when nothing was

@@ -46,6 +46,32 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
         (None, None) => &[],
     };
     check_not_lent(stream, "write")?;
+    let result = submit(this, stream, memory, |sent| match bytes {
+        Some(bytes) => (Chunk::Shared(PyBackedBytes::from(bytes.clone())), sent),
+        // The program may change its buffer once write() has returned.
+        None => (Chunk::Copied(memory[sent..].to_vec()), 0),
+    });
+    drop(view);
+    result
+}
+
+/// Sends memory of ours as [`write`] does; what the socket does not take is copied.
+pub fn write_memory(this: &Bound<'_, SocketTransport>, memory: &[u8]) -> PyResult<()> {
+    let stream = this.get().stream(this.py());
+    check_not_ended(stream, "write")?;
+    check_not_lent(stream, "write")?;
+    submit(this, stream, memory, |sent| (Chunk::Copied(memory[sent..].to_vec()), 0))
+}
+
+/// Sends now or queues. `keep` makes what is queued, and tells how much of that is sent, when so much
+/// of the memory was sent.
+fn submit(
+    this: &Bound<'_, SocketTransport>,
+    stream: &Stream,
+    memory: &[u8],
+    keep: impl FnOnce(usize) -> (Chunk, usize),
+) -> PyResult<()> {
+    let py = this.py();
     if memory.is_empty() {
         return Ok(());
     }
@@ -63,15 +89,8 @@ pub fn write(this: &Bound<'_, SocketTransport>, data: &Bound<'_, PyAny>) -> PyRe
     } else {
         gather(this, stream);
     }
-    match bytes {
-        Some(bytes) => {
-            let chunk = Chunk::Shared(PyBackedBytes::from(bytes.clone()));
-            stream.queue.borrow_mut().push(chunk, sent);
-        }
-        // The program may change its buffer once write() has returned.
-        None => stream.queue.borrow_mut().push(Chunk::Copied(memory[sent..].to_vec()), 0),
-    }
-    drop(view);
+    let (chunk, sent) = keep(sent);
+    stream.queue.borrow_mut().push(chunk, sent);
     update_hold(this, stream)?;
     keep_within_limits(this, stream)
 }

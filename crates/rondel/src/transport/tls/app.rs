@@ -47,6 +47,9 @@ impl TlsTransport {
     }
 }
 
+/// `bytes` beyond this size are not copied where they must wait.
+const KEEP: usize = 64 * 1024;
+
 fn as_bytes<'py>(data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     match data.cast::<PyBytes>() {
         Ok(bytes) => Ok(bytes.clone()),
@@ -173,11 +176,22 @@ impl TlsTransport {
             let text = format!("data: expecting a bytes-like instance, got {name}");
             return Err(PyTypeError::new_err(text));
         }
-        let data = as_bytes(data)?;
-        if data.as_bytes().is_empty() {
-            return Ok(());
+        let protocol = slf.get().protocol(py);
+        match data.cast::<PyBytes>() {
+            Ok(bytes) if bytes.as_bytes().is_empty() => Ok(()),
+            // It can be kept as it is; a large one leaves in pieces.
+            Ok(bytes) if bytes.as_bytes().len() > KEEP => {
+                flow::write_all(protocol, vec![bytes.clone()])
+            }
+            Ok(bytes) => flow::write_memory(protocol, bytes.as_bytes()),
+            Err(_) => {
+                let view = View::readable(data)?;
+                match view.len() {
+                    0 => Ok(()),
+                    _ => flow::write_memory(protocol, view.bytes()),
+                }
+            }
         }
-        flow::write_all(slf.get().protocol(py), vec![data])
     }
 
     /// Send the items of an iterable of bytes-like objects in one go.

@@ -10,13 +10,14 @@
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyMemoryView, PySlice};
+use pyo3::types::PyBytes;
 
-use super::engine::Read;
+use super::engine::{Read, joined};
 use super::layer::{Layer, TlsLayer, app_transport};
 use super::phases::{PROTOCOL_ERROR, call_eof_received, fatal_error, start_shutdown};
 use super::{Phase, Told};
 use crate::ffi::buffer::View;
+use crate::ffi::openssl::Outcome;
 use crate::imports;
 use crate::streams::delivery;
 use crate::transport;
@@ -78,59 +79,25 @@ fn deliver(this: &Bound<'_, TlsLayer>, layer: &Layer) -> PyResult<()> {
     if layer.backlog_size.get() > 0 { write_some(this, layer, false) } else { send_outgoing(this) }
 }
 
-/// Delivers a piece of up to [`PIECE`] bytes; whether there may be more.
+/// Delivers a piece of up to about [`PIECE`] bytes; whether there may be more.
 fn deliver_bytes(this: &Bound<'_, TlsLayer>, layer: &Layer) -> PyResult<bool> {
     let py = this.py();
-    let mut chunks: Vec<Bound<'_, PyBytes>> = Vec::new();
-    let mut size = 0;
-    let mut outcome = Ok(Read::Some(()));
-    while size < PIECE {
-        match layer.engine.read(py) {
-            Ok(Read::Some(data)) => {
-                size += data.as_bytes().len();
-                chunks.push(data);
-            }
-            Ok(Read::Wanting) => {
-                outcome = Ok(Read::Wanting);
-                break;
-            }
-            Ok(Read::End) => {
-                outcome = Ok(Read::End);
-                break;
-            }
-            Err(error) => {
-                outcome = Err(error);
-                break;
-            }
-        }
-    }
-    let data = if chunks.len() > 1 { Some(joined(py, &chunks, size)?) } else { chunks.pop() };
-    drop(chunks);
+    let (data, outcome) = layer.engine.read(py, PIECE);
     if let Some(data) = data
         && let Some(protocol) = layer.protocol(py)
     {
         delivery::data_received(&protocol, data)?;
     }
+    go_on(this, outcome)
+}
+
+/// What follows from how a read ended: whether there may be more.
+fn go_on(this: &Bound<'_, TlsLayer>, outcome: PyResult<Read<()>>) -> PyResult<bool> {
     match outcome? {
         Read::Some(()) => Ok(true),
         Read::Wanting => Ok(false),
         Read::End => end(this).map(|()| false),
     }
-}
-
-fn joined<'py>(
-    py: Python<'py>,
-    chunks: &[Bound<'py, PyBytes>],
-    size: usize,
-) -> PyResult<Bound<'py, PyBytes>> {
-    PyBytes::new_with(py, size, |mut memory| {
-        for chunk in chunks {
-            let (here, rest) = memory.split_at_mut(chunk.as_bytes().len());
-            here.copy_from_slice(chunk.as_bytes());
-            memory = rest;
-        }
-        Ok(())
-    })
 }
 
 /// Decrypts into the buffer of a BufferedProtocol; whether there may be more.
@@ -146,40 +113,12 @@ fn deliver_buffer(this: &Bound<'_, TlsLayer>, layer: &Layer) -> PyResult<bool> {
     if capacity == 0 {
         return Err(PyRuntimeError::new_err("get_buffer() returned an empty buffer"));
     }
-    let mut filled = 0;
-    let mut outcome = Ok(Read::Some(()));
-    while filled < capacity {
-        let read = if filled == 0 {
-            layer.engine.read_into(&buffer, capacity)
-        } else {
-            tail(&buffer, filled).and_then(|rest| layer.engine.read_into(&rest, capacity - filled))
-        };
-        match read {
-            Ok(Read::Some(count)) => filled += count,
-            Ok(Read::Wanting) => outcome = Ok(Read::Wanting),
-            Ok(Read::End) => outcome = Ok(Read::End),
-            Err(error) => outcome = Err(error),
-        }
-        if !matches!(outcome, Ok(Read::Some(()))) {
-            break;
-        }
-    }
+    let (filled, outcome) = layer.engine.read_into(&buffer, capacity);
     drop(buffer);
     if filled > 0 {
         protocol.call_method1(intern!(py, "buffer_updated"), (filled,))?;
     }
-    match outcome? {
-        Read::Some(()) => Ok(true),
-        Read::Wanting => Ok(false),
-        Read::End => end(this).map(|()| false),
-    }
-}
-
-/// The bytes of a buffer from an offset on.
-fn tail<'py>(buffer: &Bound<'py, PyAny>, offset: usize) -> PyResult<Bound<'py, PyAny>> {
-    let py = buffer.py();
-    let bytes = PyMemoryView::from(buffer)?.call_method1(intern!(py, "cast"), ("B",))?;
-    bytes.get_item(PySlice::new(py, isize::try_from(offset)?, isize::MAX, 1))
+    go_on(this, outcome)
 }
 
 /// The peer has sent close_notify.
@@ -211,6 +150,34 @@ pub fn control_lower_reading(this: &Bound<'_, TlsLayer>, layer: &Layer) -> PyRes
 }
 
 // ---- from the program to the peer
+
+/// Encrypts and sends plaintext that nothing is before; queues a copy of what cannot leave now.
+pub fn write_memory(this: &Bound<'_, TlsLayer>, data: &[u8]) -> PyResult<()> {
+    let py = this.py();
+    let layer = this.get().layer(py);
+    let mut written = 0;
+    if layer.phase.get() == Phase::Wrapped
+        && layer.backlog_size.get() == 0
+        && !layer.lower_writing_paused.get()
+        && let Some(connection) = layer.engine.direct()
+    {
+        let end = data.len().min(PIECE);
+        while written < end
+            && let Outcome::Done(count) = connection.write(py, &data[written..end])
+        {
+            written += count;
+        }
+    }
+    // Copied before anything else can run, which may change the program's buffer.
+    let rest = (written < data.len()).then(|| PyBytes::new(py, &data[written..]));
+    if written > 0 {
+        guarded(this, give_outgoing(py, layer))?;
+    }
+    match rest {
+        Some(rest) => write_all(this, vec![rest]),
+        None => control_app_writing(this),
+    }
+}
 
 /// Queues plaintext and encrypts what may be; writes after the end are counted.
 pub fn write_all(this: &Bound<'_, TlsLayer>, items: Vec<Bound<'_, PyBytes>>) -> PyResult<()> {
@@ -266,11 +233,7 @@ fn encrypt_piece(py: Python<'_>, layer: &Layer) -> PyResult<bool> {
     while encrypted < PIECE {
         let Some((data, offset)) = next_to_encrypt(py, layer)? else { break };
         let size = data.as_bytes().len();
-        let written = if offset == 0 {
-            layer.engine.write(&data)
-        } else {
-            layer.engine.write(&tail(&data, offset)?)
-        };
+        let written = layer.engine.write(&data, offset);
         let count = written.as_ref().map_or(0, |count| count.unwrap_or(0));
         let left = size - offset - count.min(size - offset);
         layer.backlog_size.set(layer.backlog_size.get().saturating_sub(count));
@@ -311,7 +274,7 @@ fn next_to_encrypt<'py>(
     drop(backlog);
     match group.len() {
         1 => Ok(group.pop().map(|only| (only, 0))),
-        _ => Ok(Some((joined(py, &group, size)?, 0))),
+        _ => Ok(Some((joined(py, &group)?, 0))),
     }
 }
 
@@ -320,8 +283,17 @@ fn give_outgoing(py: Python<'_>, layer: &Layer) -> PyResult<()> {
     if layer.lower_writing_paused.get() {
         return Ok(());
     }
-    let data = layer.engine.take_outgoing(py)?;
-    if data.as_bytes().is_empty() { Ok(()) } else { layer.lower_write(&data) }
+    let Some(connection) = layer.engine.direct() else {
+        let data = layer.engine.take_outgoing(py)?;
+        return if data.as_bytes().is_empty() { Ok(()) } else { layer.lower_write(&data) };
+    };
+    if connection.pipe().outgoing() == 0 {
+        return Ok(());
+    }
+    let data = connection.pipe().take_outgoing();
+    let result = layer.lower_write_memory(py, &data);
+    connection.pipe().reuse(data);
+    result
 }
 
 /// The same, and tells the program when its queue has become short.

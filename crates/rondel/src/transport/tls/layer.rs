@@ -273,6 +273,17 @@ impl Layer {
         }
     }
 
+    /// The same for memory of ours.
+    pub fn lower_write_memory(&self, py: Python<'_>, data: &[u8]) -> PyResult<()> {
+        match self.lower(py) {
+            Some(Lower::Socket(socket)) => writing::write_memory(socket.bind(py), data),
+            Some(Lower::Object(object)) => {
+                object.call_method1(py, intern!(py, "write"), (PyBytes::new(py, data),)).map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Ends the transport below at once; connection_lost() gets the error.
     pub fn force_close_lower(&self, py: Python<'_>, error: Option<PyErr>) -> PyResult<()> {
         match self.lower(py) {

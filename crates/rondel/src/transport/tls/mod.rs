@@ -3,12 +3,13 @@
 //! ```text
 //! program's protocol ⇄ TLSTransport (app) ⇄ TLSProtocol (layer) ⇄ transport below ⇄ socket
 //!                                                  ⇅ engine
-//!                                     SSLObject between two MemoryBIOs
+//!                          OpenSSL, directly or as SSLObject between two MemoryBIOs
 //! ```
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | [`engine`] | the calls of SSLObject and MemoryBIO, without raising where nothing is there |
+//! | [`engine`] | the calls of OpenSSL, or of SSLObject and MemoryBIO |
+//! | [`buffers`] | what stands for the MemoryBIOs where there are none |
 //! | [`layer`] | the protocol of the transport below: its state and what Python sees of it |
 //! | [`phases`] | handshake, shutdown, errors and loss: how a connection goes from state to state |
 //! | [`flow`] | data in both directions, with flow control |
@@ -24,6 +25,7 @@
 //! two threads at once, and no borrow of a cell is held across a call into Python.
 
 pub mod app;
+pub mod buffers;
 pub mod engine;
 mod flow;
 pub mod layer;
@@ -36,6 +38,25 @@ use pyo3::types::PyBytes;
 #[inline]
 pub fn received(layer: &Bound<'_, layer::TlsLayer>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
     phases::data_received(layer, data)
+}
+
+/// Whether [`received_memory`] may be called: ciphertext needs no Python object.
+#[inline]
+pub fn takes_memory(layer: &Bound<'_, layer::TlsLayer>) -> bool {
+    layer.get().layer(layer.py()).engine.direct().is_some()
+}
+
+/// The same for memory of ours, which comes back.
+pub fn received_memory(
+    layer: &Bound<'_, layer::TlsLayer>,
+    memory: Vec<u8>,
+) -> (Vec<u8>, PyResult<()>) {
+    let Some(connection) = layer.get().layer(layer.py()).engine.direct() else {
+        return (memory, Ok(()));
+    };
+    connection.pipe().lend(memory);
+    let result = phases::proceed(layer);
+    (connection.pipe().give_back(), result)
 }
 
 /// How far a connection has come.

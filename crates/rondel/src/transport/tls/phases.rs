@@ -143,7 +143,7 @@ pub fn connection_lost(this: &Bound<'_, TlsLayer>, reason: &Bound<'_, PyAny>) ->
     drop(layer.backlog.take());
     layer.backlog_size.set(0);
     layer.offset.set(0);
-    drop(layer.engine.take_outgoing(py)?);
+    layer.engine.drop_outgoing(py)?;
     mark_closed(this);
     layer.conn_lost.set(layer.conn_lost.get().saturating_add(1));
     let last_word = match layer.protocol(py) {
