@@ -67,7 +67,7 @@ fn clean_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
     state.stopping.set(false);
     state.thread_id.set(None);
-    crate::transport::flush_gathered(py, state);
+    state.gathered.send(py);
     imports::set_running_loop(py)?.call1((py.None(),))?;
     debug::track_origins(py, state, false)?;
     if let Some(hooks) = state.saved_hooks.take() {
@@ -144,7 +144,7 @@ pub fn drop_work(state: &State) {
     drop(timers);
     drop(state.due.take());
     drop(state.events.take());
-    drop(state.unflushed.take());
+    state.gathered.clear();
     drop(state.watched.take());
     drop(state.watching.take());
     drop(state.registrar.take());

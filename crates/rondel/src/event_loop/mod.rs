@@ -41,6 +41,7 @@ use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
 use crate::watch::Watching;
+use crate::transport::gathering::Gathered;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
 pub type Step = fn(&Bound<'_, PyAny>) -> PyResult<()>;
@@ -106,14 +107,16 @@ pub struct State {
     pub events: RefCell<VecDeque<Event>>,
     /// Spare memory for the next wait.
     spare_events: RefCell<Vec<Event>>,
-    /// Transports with writes gathered in the current callback.
-    pub unflushed: RefCell<Vec<Py<PyAny>>>,
+    /// Callbacks of `ready` that belong to this turn.
+    pub left: Cell<usize>,
+    /// Counts callbacks, so that a transport knows whether two writes come from the same one.
+    pub callback_number: Cell<u64>,
+    /// Writes that leave together.
+    pub gathered: Gathered,
     /// Where small reads land before they become `bytes`.
     pub scratch: RefCell<Vec<u8>>,
     /// Where datagrams land, from the first one on.
     pub datagrams: RefCell<Option<Box<Batch>>>,
-    /// Counts callbacks, so that a transport knows whether two writes come from the same one.
-    pub callback_number: Cell<u64>,
     /// When a turn last looked at the clock, in nanoseconds.
     pub last_look: Cell<u64>,
     /// Turns that may still go by without looking at it.
@@ -162,10 +165,11 @@ impl State {
             waker: RefCell::new(Some(waker)),
             events: RefCell::default(),
             spare_events: RefCell::default(),
-            unflushed: RefCell::default(),
+            left: Cell::new(0),
+            callback_number: Cell::new(0),
+            gathered: Gathered::default(),
             scratch: RefCell::default(),
             datagrams: RefCell::default(),
-            callback_number: Cell::new(0),
             last_look: Cell::new(0),
             blind_turns: Cell::new(0),
             last_poll: Cell::new(0),
@@ -197,6 +201,16 @@ impl State {
     /// Queues a step of native code for the next turn.
     pub fn push_step(&self, target: Py<PyAny>, step: Step) {
         self.ready.borrow_mut().push_back(Ready::Step(target, step));
+    }
+
+    /// Whether something waits for its turn beside the callback that runs now, or has just run and
+    /// left writes to send.
+    #[inline]
+    pub fn has_more_to_run(&self) -> bool {
+        self.left.get() > 0
+            || !self.gathered.is_empty()
+            || !self.events.borrow().is_empty()
+            || !self.due.borrow().is_empty()
     }
 
     /// Puts a timer into the heap.

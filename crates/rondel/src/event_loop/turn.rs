@@ -53,10 +53,10 @@ pub fn run(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
 fn run_once(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
     poll(py, state)?;
-    let mut left = state.ready.borrow().len();
-    let result = run_collected(event_loop, state, &mut left);
+    state.left.set(state.ready.borrow().len());
+    let result = run_collected(event_loop, state);
     if result.is_err() {
-        keep_order(state, left);
+        keep_order(state, state.left.take());
     }
     result
 }
@@ -72,11 +72,11 @@ fn keep_order(state: &State, left: usize) {
     ready.extend(later);
 }
 
-fn run_collected(event_loop: &Bound<'_, Loop>, state: &State, left: &mut usize) -> PyResult<()> {
+fn run_collected(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
-    while *left > 0 {
+    while state.left.get() > 0 {
         let Some(ready) = state.ready.borrow_mut().pop_front() else { break };
-        *left -= 1;
+        state.left.set(state.left.get() - 1);
         match ready {
             Ready::Handle(handle) => run_handle(event_loop, state, &handle)?,
             Ready::Step(target, step) => {
@@ -84,14 +84,17 @@ fn run_collected(event_loop: &Bound<'_, Loop>, state: &State, left: &mut usize) 
             }
         }
     }
+    state.gathered.send(py);
     loop {
         let Some(event) = state.events.borrow_mut().pop_front() else { break };
         dispatch(event_loop, state, event.key, event.readiness)?;
     }
+    state.gathered.send(py);
     loop {
         let Some(handle) = state.due.borrow_mut().pop_front() else { break };
         run_handle(event_loop, state, &handle)?;
     }
+    state.gathered.send(py);
     Ok(())
 }
 
@@ -195,7 +198,7 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
     py.check_signals()
 }
 
-/// Runs a callback and what belongs to the end of each: gathered writes leave.
+/// Runs a callback and what belongs to the end of each.
 #[inline]
 fn run_handle<'py>(
     event_loop: &Bound<'py, Loop>,
@@ -294,9 +297,7 @@ pub fn report_native(
 #[inline]
 fn end_of_callback(py: Python<'_>, state: &State) {
     state.callback_number.set(state.callback_number.get().wrapping_add(1));
-    if !state.unflushed.borrow().is_empty() {
-        crate::transport::flush_gathered(py, state);
-    }
+    state.gathered.end_of_callback(py);
 }
 
 /// Leads an event to its source; one that was removed meanwhile has no source any more.
