@@ -7,7 +7,6 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::{Loop, State, debug, turn};
 use crate::imports;
-use rondel_reactor::clock;
 
 /// `loop.run_forever()`.
 pub fn run_forever(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
@@ -38,7 +37,7 @@ fn set_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     check_not_running(py, state)?;
     debug::track_origins(py, state, state.debug.get())?;
     let switch_interval: f64 = imports::getswitchinterval(py)?.call0()?.extract()?;
-    state.release_interval.set(clock::from_seconds(switch_interval * turn::SWITCHES_PER_RELEASE));
+    state.sharing.begin(switch_interval);
     let hooks = imports::get_asyncgen_hooks(py)?.call0()?;
     state.saved_hooks.replace(Some(hooks.unbind()));
     state.thread_id.set(Some(debug::thread_ident()));

@@ -6,6 +6,7 @@
 //! | [`life_cycle`] | run_forever, run_until_complete, stop, close |
 //! | [`tasks`] | create_task and task factories |
 //! | [`watching`] | add_reader, add_writer and relatives: descriptors that the program watches |
+//! | [`sharing`] | letting other threads have the GIL while callbacks are ready |
 //! | [`debug`] | debug mode: checks, origins, slow callbacks |
 //! | `methods` | what Python calls, leading to the others |
 //! | [`exceptions`] | handing errors to the exception handler |
@@ -18,6 +19,7 @@ pub mod debug;
 pub mod exceptions;
 pub mod life_cycle;
 mod methods;
+pub mod sharing;
 pub mod tasks;
 pub mod turn;
 pub mod watching;
@@ -37,6 +39,7 @@ use rondel_reactor::poller::{Event, Poller, Readiness, Registrar, Waker, Watch};
 use rondel_reactor::slab::{Key, Slab};
 use rondel_reactor::timers::Timers;
 
+use self::sharing::Sharing;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
@@ -123,10 +126,8 @@ pub struct State {
     pub blind_turns: Cell<u32>,
     /// When the loop last polled, in nanoseconds.
     pub last_poll: Cell<u64>,
-    /// When the loop last let go of the GIL, in nanoseconds.
-    pub last_release: Cell<u64>,
-    /// How long the loop holds it while it has callbacks to run, in nanoseconds.
-    pub release_interval: Cell<u64>,
+    /// When the loop lets other threads have the GIL.
+    pub sharing: Sharing,
     /// The loop waits, or is about to: whoever adds work must wake it.
     pub sleeping: Cell<bool>,
     pub closed: Cell<bool>,
@@ -173,8 +174,7 @@ impl State {
             last_look: Cell::new(0),
             blind_turns: Cell::new(0),
             last_poll: Cell::new(0),
-            last_release: Cell::new(0),
-            release_interval: Cell::new(0),
+            sharing: Sharing::default(),
             sleeping: Cell::new(false),
             closed: Cell::new(false),
             stopping: Cell::new(false),

@@ -6,12 +6,7 @@
 //! turn had not come to stays queued for the next run.
 //!
 //! Polling costs a system call, so a loop with callbacks to run looks at most every
-//! [`POLL_INTERVAL`], and holds the GIL then. Other threads get it as they do from any Python code:
-//! after the switch interval they ask, and the next callback's bytecode hands it over. To let go of
-//! it at each poll would be no kindness: the loop would take it back before a waiting thread is
-//! awake, whose request would start to wait anew. Only for loops whose callbacks run no bytecode it
-//! is released now and then ([`SWITCHES_PER_RELEASE`]), late enough for requests to have been made,
-//! which CPython then honours.
+//! [`POLL_INTERVAL`]. When it lets go of the GIL then is said in [`super::sharing`].
 
 use std::io;
 use std::time::Duration;
@@ -22,6 +17,7 @@ use rondel_reactor::clock;
 use rondel_reactor::poller::{LEVEL_IS_NATIVE, Readiness};
 use rondel_reactor::slab::Key;
 
+use super::sharing::{Offer, Sharing};
 use super::watching::{self, Side};
 use super::{Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions};
 use crate::ffi::handle::HandleRef;
@@ -29,8 +25,6 @@ use crate::watch;
 
 /// Nanoseconds between looks at the poller while callbacks are ready.
 const POLL_INTERVAL: u64 = 50_000;
-/// Switch intervals (`sys.getswitchinterval()`) after which a busy loop lets go of the GIL.
-pub const SWITCHES_PER_RELEASE: f64 = 4.0;
 /// While turns are short, so many of them in a row do without looking at the clock, which would be a
 /// good part of their time; timers and the poller wait for that long.
 const BLIND_TURNS: u32 = 4;
@@ -172,18 +166,21 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
     };
     let mut events = state.spare_events.take();
     let brief = timeout == Some(Duration::ZERO);
-    let since_release = now.saturating_sub(state.last_release.get());
-    let result = if brief && since_release < state.release_interval.get() {
+    let offer = if brief { state.sharing.offer(now) } else { Offer::Release };
+    let result = if offer == Offer::Keep {
         poller.wait(timeout, &mut events)
     } else {
         state.sleeping.set(!brief);
         let result = py.detach(|| {
+            if offer == Offer::Pause {
+                Sharing::pause();
+            }
             let result = poller.wait(timeout, &mut events);
-            (result, poller)
+            (result, poller, clock::now_ns())
         });
         poller = result.1;
         state.sleeping.set(false);
-        state.last_release.set(clock::now_ns());
+        state.sharing.taken_back(offer, result.2);
         result.0
     };
     state.poller.replace(Some(poller));
