@@ -9,6 +9,7 @@
 //! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
 //! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
+//! | [`resolve`] | addresses that need no look-up |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`sendfile`] | sending files by the system call |
 //! | [`coroutine`] | coroutines written in Rust |
@@ -33,6 +34,7 @@ mod handle;
 mod imports;
 mod pools;
 mod process;
+mod resolve;
 mod sampler;
 mod sendfile;
 mod sock;
@@ -57,7 +59,7 @@ fn panic_error(payload: &(dyn std::any::Any + Send)) -> PyErr {
 fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rondel_reactor::fork::watch();
     let py = module.py();
-    let (handle_type, timer_handle_type) = ffi::handle::create_types(py)?;
+    let (handle_type, timer_handle_type) = ffi::handle_types::create_types(py)?;
     module.add("Handle", handle_type)?;
     module.add("TimerHandle", timer_handle_type)?;
     module.add_class::<event_loop::Loop>()?;
@@ -78,6 +80,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pools::thread_call::prepare(py);
     module.add_class::<sampler::Sampler>()?;
     module.add_class::<watch::Watchdog>()?;
+    module.add_function(wrap_pyfunction!(resolve::literal_addresses, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

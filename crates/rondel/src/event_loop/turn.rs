@@ -123,13 +123,13 @@ fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
     if deadline.is_some_and(|deadline| deadline <= after) {
         let mut timers = state.timers.borrow_mut();
         let mut due = state.due.borrow_mut();
-        while let Some(handle) = timers.pop_due(after) {
+        let mut cancelled = 0;
+        timers.pop_due(after, |handle| {
             handle.set_scheduled(false);
-            if handle.is_cancelled() {
-                timers.note_popped_cancelled();
-            }
+            cancelled += usize::from(handle.is_cancelled());
             due.push_back(handle);
-        }
+        });
+        timers.note_popped_cancelled(cancelled);
     }
     Ok(())
 }
@@ -150,7 +150,7 @@ fn drop_cancelled_timers(state: &State) {
             match timers.peek() {
                 Some(handle) if handle.is_cancelled() => {
                     handle.set_scheduled(false);
-                    timers.note_popped_cancelled();
+                    timers.note_popped_cancelled(1);
                     timers.pop()
                 }
                 _ => return,

@@ -5,6 +5,7 @@
 //! | [`confined`] | state that is only touched by a thread that is attached to the interpreter |
 //! | [`handle`] | `Handle` and `TimerHandle` as raw objects with a free list and inline arguments |
 //! | `handle_slots` | the tables through which CPython finds what handles do |
+//! | [`handle_types`] | the types themselves |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
 //! | [`context`] | entering and leaving `contextvars.Context` |
@@ -18,6 +19,7 @@ pub mod confined;
 pub mod context;
 pub mod handle;
 mod handle_slots;
+pub mod handle_types;
 pub mod scheduling;
 pub mod socket;
 mod tasks;
