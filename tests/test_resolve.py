@@ -1,6 +1,7 @@
 """getaddrinfo and getnameinfo, and programs that bring a resolver of their own."""
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import random
@@ -74,7 +75,7 @@ def test_getaddrinfo_answers_as_socket_getaddrinfo(
     assert outcome(lambda: run(main)) == expected
 
 
-def test_addresses_are_answered_as_the_system_answers(loop: Loop, run: Run) -> None:
+def test_any_address_is_answered_as_the_system_answers(loop: Loop, run: Run) -> None:
     numbers = random.Random(5)
     hosts = ["::", "::1", "::1.2.3.4", "::2:0", "1::", "0:0:1::", "::ffff:0:1.2.3.4", "1.2.3.04"]
     for _ in range(300):
@@ -87,9 +88,8 @@ def test_addresses_are_answered_as_the_system_answers(loop: Loop, run: Run) -> N
 
     for host in hosts:
         question = (host, numbers.randrange(65536))
-        assert outcome(lambda: run(main, *question)) == outcome(
-            lambda: socket.getaddrinfo(*question)
-        ), question
+        expected = outcome(functools.partial(socket.getaddrinfo, *question))
+        assert outcome(functools.partial(run, main, *question)) == expected, question
 
 
 def test_getaddrinfo_does_not_block_the_loop(

@@ -27,6 +27,8 @@ const LONGEST: u64 = 1_000_000;
 #[derive(Default)]
 pub struct Gathered {
     transports: RefCell<Vec<Py<SocketTransport>>>,
+    /// There are some: asked after each callback.
+    waiting: Cell<bool>,
     /// When the first of them was noticed, in nanoseconds; 0 when that has not happened yet.
     since: Cell<u64>,
     /// Spare memory for the list.
@@ -39,12 +41,13 @@ impl Gathered {
     /// Puts a transport onto the list; it is told once to flush.
     pub fn add(&self, transport: &Bound<'_, SocketTransport>) {
         self.transports.borrow_mut().push(transport.clone().unbind());
+        self.waiting.set(true);
     }
 
     /// Whether nothing waits here.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.transports.borrow().is_empty()
+        !self.waiting.get()
     }
 
     /// The end of a callback: sends what has waited long enough.
@@ -55,11 +58,12 @@ impl Gathered {
         }
     }
 
+    #[inline(never)]
     fn send_if_late(&self, py: Python<'_>) {
         let now = clock::now_ns();
         match self.since.get() {
             0 => self.since.set(now),
-            since if now.saturating_sub(since) >= LONGEST => self.send(py),
+            since if now.saturating_sub(since) >= LONGEST => self.send_all(py),
             _ => {}
         }
     }
@@ -67,19 +71,22 @@ impl Gathered {
     /// Sends everything.
     #[inline]
     pub fn send(&self, py: Python<'_>) {
-        // A flush can make a protocol write again, to this transport or another.
-        while !self.is_empty() {
-            self.send_round(py);
+        if !self.is_empty() {
+            self.send_all(py);
         }
     }
 
-    fn send_round(&self, py: Python<'_>) {
+    #[inline(never)]
+    fn send_all(&self, py: Python<'_>) {
         self.since.set(0);
-        let mut round = self.transports.replace(self.spare.take());
-        for transport in round.drain(..) {
-            writing::flush_gathered(transport.bind(py));
+        // A flush can make a protocol write again, to this transport or another.
+        while self.waiting.replace(false) {
+            let mut round = self.transports.replace(self.spare.take());
+            for transport in round.drain(..) {
+                writing::flush_gathered(transport.bind(py));
+            }
+            self.spare.replace(round);
         }
-        self.spare.replace(round);
     }
 
     /// Does something that lists the chunks it has sent, and drops these then: nothing is borrowed
@@ -94,6 +101,7 @@ impl Gathered {
 
     /// Forgets everything: the loop is closed.
     pub fn clear(&self) {
+        self.waiting.set(false);
         drop(self.transports.take());
     }
 }
