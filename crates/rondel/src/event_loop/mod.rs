@@ -43,8 +43,8 @@ use self::sharing::Sharing;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
-use crate::watch::Watching;
 use crate::transport::gathering::Gathered;
+use crate::watch::Watching;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
 pub type Step = fn(&Bound<'_, PyAny>) -> PyResult<()>;
