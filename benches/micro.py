@@ -175,6 +175,37 @@ def timers_fire(loop: Loop, count: int, peer: str) -> float:
     return clock() - start
 
 
+@row("gil_wait", 500, passes=1)
+def gil_wait(loop: Loop, count: int, peer: str) -> float:
+    """How much longer than it asked for another thread sleeps beside callbacks without end.
+
+    That is its wait for the GIL, and what the system takes to wake it.
+    """
+    late = 0.0
+
+    napping = True
+
+    def spin() -> None:
+        if napping:
+            loop.call_soon(spin)
+
+    def nap() -> None:
+        nonlocal late, napping
+        for _ in range(count):
+            start = clock()
+            time.sleep(0.001)
+            late += clock() - start - 0.001
+        napping = False
+        loop.call_soon_threadsafe(loop.stop)
+
+    thread = threading.Thread(target=nap)
+    loop.call_soon(spin)
+    loop.call_soon(thread.start)
+    loop.run_forever()
+    thread.join()
+    return late
+
+
 # --- tasks and what asyncio builds on them ------------------------------------------------------
 
 

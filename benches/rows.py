@@ -72,6 +72,12 @@ MICRO_ROWS = [
     ),
     Row("call_later_cancel", SCHEDULING, "call_later and cancel", How.MICRO),
     Row("timers_fire", SCHEDULING, "100,000 timers that fire", How.MICRO),
+    Row(
+        "gil_wait",
+        SCHEDULING,
+        "a thread's wait for the GIL beside a busy loop",
+        How.MICRO_THREADS,
+    ),
     Row("open_run_close", SCHEDULING, "open a loop, run an empty coroutine, close", How.MICRO),
     Row("sleep0", TASKS, "await sleep(0)", How.MICRO),
     Row("gather_10k", TASKS, "gather of 10,000 tasks", How.MICRO),

@@ -3,13 +3,14 @@
 import asyncio
 import contextvars
 import functools
+import gc
 import re
 import sys
 import weakref
 from typing import Any
 
 import pytest
-from support import run_turn
+from support import LoopFactory, run_turn, run_until
 
 Loop = asyncio.AbstractEventLoop
 
@@ -228,3 +229,43 @@ def test_timer_handle_hashes_as_its_deadline(loop: Loop) -> None:
 def test_sorting_timer_handles(loop: Loop) -> None:
     handles = [loop.call_at(when, callback) for when in (3e9, 1e9, 2e9)]
     assert [handle.when() for handle in sorted(handles)] == [1e9, 2e9, 3e9]
+
+
+class Keeper:
+    """Refers to itself through a handle, as programs do that may cancel their timers."""
+
+    def __init__(self, loop: Loop, delay: float | None) -> None:
+        self.called = 0
+        if delay is None:
+            self.handle: asyncio.Handle = loop.call_soon(self.call, self)
+        else:
+            self.handle = loop.call_later(delay, self.call, self)
+
+    def call(self, _self: object) -> None:
+        self.called += 1
+
+
+@pytest.mark.parametrize("delay", [None, 0, 0.001])
+def test_a_handle_that_is_kept_after_its_call_is_no_leak(loop: Loop, delay: float | None) -> None:
+    keepers = [Keeper(loop, delay) for _ in range(1000)]
+    weak = [weakref.ref(keeper) for keeper in keepers]
+    gc.collect()
+    run_until(loop, lambda: keepers[-1].called == 1)
+    assert [keeper.called for keeper in keepers] == [1] * 1000
+    keepers.clear()
+    gc.collect()
+    assert not any(ref() for ref in weak)
+
+
+@pytest.mark.parametrize("delay", [None, 1000])
+def test_a_handle_that_waits_is_no_leak_when_its_loop_goes(
+    loop_factory: LoopFactory, delay: float | None
+) -> None:
+    loop = loop_factory()
+    weak = weakref.ref(Keeper(loop, delay))
+    gc.collect()
+    assert weak()
+    loop.close()
+    del loop
+    gc.collect()
+    assert weak() is None

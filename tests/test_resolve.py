@@ -1,7 +1,10 @@
 """getaddrinfo and getnameinfo, and programs that bring a resolver of their own."""
 
 import asyncio
+import functools
+import ipaddress
 import logging
+import random
 import socket
 import threading
 from collections.abc import Callable
@@ -70,6 +73,23 @@ def test_getaddrinfo_answers_as_socket_getaddrinfo(
 
     expected = outcome(lambda: socket.getaddrinfo(*args, **kwargs))
     assert outcome(lambda: run(main)) == expected
+
+
+def test_any_address_is_answered_as_the_system_answers(loop: Loop, run: Run) -> None:
+    numbers = random.Random(5)
+    hosts = ["::", "::1", "::1.2.3.4", "::2:0", "1::", "0:0:1::", "::ffff:0:1.2.3.4", "1.2.3.04"]
+    for _ in range(300):
+        groups = [numbers.choice((0, 0, 1, 0xFFFF, numbers.getrandbits(16))) for _ in range(8)]
+        hosts.append(":".join(f"{group:x}" for group in groups))
+        hosts.append(str(ipaddress.IPv4Address(numbers.getrandbits(32))))
+
+    async def main(*question: Any) -> Any:
+        return await loop.getaddrinfo(*question)
+
+    for host in hosts:
+        question = (host, numbers.randrange(65536))
+        expected = outcome(functools.partial(socket.getaddrinfo, *question))
+        assert outcome(functools.partial(run, main, *question)) == expected, question
 
 
 def test_getaddrinfo_does_not_block_the_loop(

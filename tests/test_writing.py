@@ -4,9 +4,11 @@ import asyncio
 import errno
 import logging
 import random
+import select
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +55,56 @@ def test_write_takes_every_kind_of_bytes(run: Run, convert: Any, size: int) -> N
         async with connected() as (transport, _, peer):
             assert transport.write(convert(data)) is None  # type: ignore[func-returns-value]
             assert await read_exactly(peer, size) == data
+
+    run(main)
+
+
+def test_write_leaves_before_the_program_blocks(run: Run) -> None:
+    async def main() -> None:
+        async with connected() as (transport, _, peer):
+            peer.settimeout(10)
+            for data in (b"one", b"two", b"three"):
+                transport.write(data)
+                assert await read_exactly(peer, len(data)) == data
+            transport.write(b"four")
+            # Nothing else waits for its turn, so asyncio would have sent it.
+            assert peer.recv(100) == b"four"
+
+    run(main)
+
+
+def test_write_on_a_busy_loop_is_not_held_until_the_last_callback(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with connected() as (transport, _, peer):
+            peer.setblocking(False)
+            arrived: list[bool] = []
+
+            def look() -> None:
+                arrived.append(bool(select.select([peer], [], [], 0)[0]))
+
+            loop.call_soon(transport.write, b"data")
+            for _ in range(3):
+                loop.call_soon(time.sleep, 0.01)
+            loop.call_soon(look)
+            await until(lambda: arrived)
+            assert arrived == [True]
+
+    run(main)
+
+
+def test_writes_of_many_callbacks_keep_their_order(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        pieces = [pattern(size) for size in (1, 20_000, 100, 16_384, 16_383, 70_000, 5) * 20]
+        async with connected() as (transport, _, peer):
+            for index in range(0, len(pieces), 4):
+
+                def write(pieces: list[bytes]) -> None:
+                    for piece in pieces:
+                        transport.write(piece)
+
+                loop.call_soon(write, pieces[index : index + 4])
+            data = b"".join(pieces)
+            assert await read_exactly(peer, len(data)) == data
 
     run(main)
 

@@ -27,6 +27,10 @@ _ExceptionHandler: TypeAlias = Callable[[Any, dict[str, Any]], object]
 
 __version__: str
 
+def literal_addresses(
+    host: object, port: object, family: int, type: int, proto: int, flags: int, /
+) -> list[Any] | None: ...
+
 # These two are instances of asyncio's classes for isinstance(), and behave like them.
 @final
 class Handle(asyncio.Handle):

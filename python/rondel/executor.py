@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ._rondel import literal_addresses
 from .errors import ErrorHandling
 from .pools import is_process_pool
 from .pools.threads import ThreadPool, is_thread_pool
@@ -133,7 +134,7 @@ class Executing(ErrorHandling):
         if self.get_debug():
             resolve = self._getaddrinfo_debug
         else:
-            known = answer_for_literal(host, port, family, type, proto, flags)
+            known: list[Any] | None = literal_addresses(host, port, family, type, proto, flags)
             if known is not None:
                 return known
         infos: list[Any] = await self.run_in_executor(
@@ -174,38 +175,6 @@ class Executing(ErrorHandling):
 def _set_unless_done(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
-
-
-# What the system makes of a service that is only a number: a socket of each kind.
-_KINDS = (
-    (socket.SOCK_STREAM, socket.IPPROTO_TCP),
-    (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
-    (socket.SOCK_RAW, 0),
-)
-
-
-def answer_for_literal(
-    host: object, port: object, family: int, type: int, proto: int, flags: int
-) -> list[AddrInfo] | None:
-    """What ``socket.getaddrinfo()`` says of an address; None when it has to be asked itself."""
-    if not is_literal(host) or proto or flags:
-        return None
-    # No subclass of int either: the system's function takes none.
-    if not isinstance(port, int | None) or isinstance(port, bool):
-        return None
-    port = port or 0
-    if not 0 <= port <= 65535:
-        return None  # wraps around, or is an error: the system's to say
-    own = socket.AF_INET6 if ":" in str(host) else socket.AF_INET
-    if family not in (socket.AF_UNSPEC, own) or type == socket.SOCK_RAW:
-        return None
-    address: tuple[Any, ...] = (host, port)
-    if own == socket.AF_INET6:
-        # In its shortest form, as the system writes it.
-        shortest = socket.inet_ntop(own, socket.inet_pton(own, str(host)))
-        address = (shortest, port, 0, 0)
-    found = [(own, kind, proto, "", address) for kind, proto in _KINDS if type in (0, kind)]
-    return found or None
 
 
 def is_literal(host: object) -> bool:

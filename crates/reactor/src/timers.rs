@@ -10,6 +10,11 @@ use std::collections::BinaryHeap;
 /// Heaps smaller than this are not worth compacting (asyncio's figure too).
 const MIN_FOR_COMPACTION: usize = 100;
 
+/// Due timers that are taken from the heap one by one before a better way is looked for.
+const FEW: usize = 64;
+/// Entries that are looked at to guess how many are due.
+const SAMPLE: usize = 32;
+
 struct Entry<T> {
     deadline: u64,
     sequence: u64,
@@ -71,9 +76,36 @@ impl<T> Timers<T> {
         self.heap.pop().map(|entry| entry.value)
     }
 
-    /// Takes out the first value when its deadline is not after `now`.
-    pub fn pop_due(&mut self, now: u64) -> Option<T> {
-        if self.heap.peek()?.deadline <= now { self.pop() } else { None }
+    /// Takes out every value whose deadline is not after `now`, the earliest first.
+    pub fn pop_due(&mut self, now: u64, mut take: impl FnMut(T)) {
+        for _ in 0..FEW {
+            match self.heap.peek() {
+                Some(entry) if entry.deadline <= now => {}
+                _ => return,
+            }
+            if let Some(value) = self.pop() {
+                take(value);
+            }
+        }
+        if self.most_are_due(now) {
+            // To sort them all at once is much faster than to mend the heap for each.
+            let (mut due, later): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.heap).into_iter().partition(|entry| entry.deadline <= now);
+            self.heap = later.into();
+            due.sort_unstable_by(|a, b| b.cmp(a));
+            due.into_iter().for_each(|entry| take(entry.value));
+        }
+        while self.heap.peek().is_some_and(|entry| entry.deadline <= now) {
+            self.pop().into_iter().for_each(&mut take);
+        }
+    }
+
+    /// A guess, from a sample.
+    fn most_are_due(&self, now: u64) -> bool {
+        let entries = self.heap.as_slice();
+        let step = (entries.len() / SAMPLE).max(1);
+        let due = entries.iter().step_by(step).filter(|entry| entry.deadline <= now).count();
+        due * 2 > SAMPLE
     }
 
     /// Tells that a value in the heap was cancelled; true when it is time for [`Timers::compact`].
@@ -82,9 +114,9 @@ impl<T> Timers<T> {
         self.heap.len() > MIN_FOR_COMPACTION && self.cancelled * 2 > self.heap.len()
     }
 
-    /// Tells that a cancelled value left the heap by [`Timers::pop`] or [`Timers::pop_due`].
-    pub fn note_popped_cancelled(&mut self) {
-        self.cancelled = self.cancelled.saturating_sub(1);
+    /// Tells that cancelled values left the heap by [`Timers::pop`] or [`Timers::pop_due`].
+    pub fn note_popped_cancelled(&mut self, count: usize) {
+        self.cancelled = self.cancelled.saturating_sub(count);
     }
 
     /// Takes out and returns all values that `is_cancelled` names. The caller drops them, which may
@@ -133,12 +165,33 @@ mod tests {
             timers.push(deadline, value);
         }
         assert_eq!(timers.next_deadline(), Some(10));
-        assert_eq!(timers.pop_due(9), None);
-        let order: Vec<_> = std::iter::from_fn(|| timers.pop_due(25)).collect();
+        timers.pop_due(9, |value| panic!("{value} is not due"));
+        let mut order = Vec::new();
+        timers.pop_due(25, |value| order.push(value));
         assert_eq!(order, ['a', 'b', 'c']);
         assert_eq!(timers.len(), 1);
         assert_eq!(timers.pop(), Some('d'));
         assert!(timers.is_empty());
+    }
+
+    #[test]
+    fn many_that_are_due_come_in_the_same_order() {
+        // Numbers without an order: most due, half of them, few.
+        for limit in [9_000_u64, 5_000, 500] {
+            let mut timers = Timers::default();
+            let deadlines: Vec<u64> = (0..3_000).map(|i| i * 7_919 % 2_003 * 5).collect();
+            for (index, deadline) in deadlines.iter().enumerate() {
+                timers.push(*deadline, index);
+            }
+            let mut expected: Vec<usize> = (0..3_000).collect();
+            expected.sort_by_key(|index| deadlines[*index]);
+            expected.retain(|index| deadlines[*index] <= limit);
+            let mut order = Vec::new();
+            timers.pop_due(limit, |index| order.push(index));
+            assert_eq!(order, expected);
+            assert_eq!(timers.len(), 3_000 - order.len());
+            assert!(timers.next_deadline().is_none_or(|deadline| deadline > limit));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | [`streams`] | StreamReader and StreamWriter |
 //! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
+//! | [`resolve`] | addresses that need no look-up |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`files`] | files that are opened, read and written on the loop |
 //! | [`sendfile`] | sending files by the system call |
@@ -36,6 +37,7 @@ mod handle;
 mod imports;
 mod pools;
 mod process;
+mod resolve;
 mod sampler;
 mod sendfile;
 mod sock;
@@ -61,7 +63,7 @@ fn panic_error(payload: &(dyn std::any::Any + Send)) -> PyErr {
 fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rondel_reactor::fork::watch();
     let py = module.py();
-    let (handle_type, timer_handle_type) = ffi::handle::create_types(py)?;
+    let (handle_type, timer_handle_type) = ffi::handle_types::create_types(py)?;
     module.add("Handle", handle_type)?;
     module.add("TimerHandle", timer_handle_type)?;
     module.add_class::<event_loop::Loop>()?;
@@ -89,6 +91,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<watch::Watchdog>()?;
     files::install(module)?;
     pools::add_processes(module)?;
+    module.add_function(wrap_pyfunction!(resolve::literal_addresses, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

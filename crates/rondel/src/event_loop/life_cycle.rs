@@ -7,7 +7,6 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::{Loop, State, debug, turn};
 use crate::imports;
-use rondel_reactor::clock;
 
 /// `loop.run_forever()`.
 pub fn run_forever(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
@@ -38,7 +37,7 @@ fn set_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     check_not_running(py, state)?;
     debug::track_origins(py, state, state.debug.get())?;
     let switch_interval: f64 = imports::getswitchinterval(py)?.call0()?.extract()?;
-    state.release_interval.set(clock::from_seconds(switch_interval * turn::SWITCHES_PER_RELEASE));
+    state.sharing.begin(switch_interval);
     let hooks = imports::get_asyncgen_hooks(py)?.call0()?;
     state.saved_hooks.replace(Some(hooks.unbind()));
     state.thread_id.set(Some(debug::thread_ident()));
@@ -67,7 +66,7 @@ fn clean_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
     state.stopping.set(false);
     state.thread_id.set(None);
-    crate::transport::flush_gathered(py, state);
+    state.gathered.send(py);
     imports::set_running_loop(py)?.call1((py.None(),))?;
     debug::track_origins(py, state, false)?;
     if let Some(hooks) = state.saved_hooks.take() {
@@ -144,7 +143,7 @@ pub fn drop_work(state: &State) {
     drop(timers);
     drop(state.due.take());
     drop(state.events.take());
-    drop(state.unflushed.take());
+    state.gathered.clear();
     drop(state.watched.take());
     drop(state.watching.take());
     drop(state.lasting.take());

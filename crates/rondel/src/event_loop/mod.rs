@@ -7,6 +7,7 @@
 //! | [`tasks`] | create_task and task factories |
 //! | [`watching`] | add_reader, add_writer and relatives: descriptors that the program watches |
 //! | [`lasting`] | sockets that stay in the poller between the waits of sock_* |
+//! | [`sharing`] | letting other threads have the GIL while callbacks are ready |
 //! | [`debug`] | debug mode: checks, origins, slow callbacks |
 //! | `methods` | what Python calls, leading to the others |
 //! | [`exceptions`] | handing errors to the exception handler |
@@ -20,6 +21,7 @@ pub mod exceptions;
 pub mod lasting;
 pub mod life_cycle;
 mod methods;
+pub mod sharing;
 pub mod tasks;
 pub mod turn;
 pub mod watching;
@@ -39,9 +41,11 @@ use rondel_reactor::poller::{Event, Poller, Readiness, Registrar, Waker, Watch};
 use rondel_reactor::slab::{Key, Slab};
 use rondel_reactor::timers::Timers;
 
+use self::sharing::Sharing;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
+use crate::transport::gathering::Gathered;
 use crate::watch::Watching;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
@@ -110,26 +114,26 @@ pub struct State {
     pub events: RefCell<VecDeque<Event>>,
     /// Spare memory for the next wait.
     spare_events: RefCell<Vec<Event>>,
-    /// Transports with writes gathered in the current callback.
-    pub unflushed: RefCell<Vec<Py<PyAny>>>,
+    /// Callbacks of `ready` that belong to this turn.
+    pub left: Cell<usize>,
+    /// Counts callbacks, so that a transport knows whether two writes come from the same one.
+    pub callback_number: Cell<u64>,
+    /// Writes that leave together.
+    pub gathered: Gathered,
     /// Where small reads land before they become `bytes`.
     pub scratch: RefCell<Vec<u8>>,
     /// Where ciphertext lands before it is decrypted.
     pub ciphertext: RefCell<Vec<u8>>,
     /// Where datagrams land, from the first one on.
     pub datagrams: RefCell<Option<Box<Batch>>>,
-    /// Counts callbacks, so that a transport knows whether two writes come from the same one.
-    pub callback_number: Cell<u64>,
     /// When a turn last looked at the clock, in nanoseconds.
     pub last_look: Cell<u64>,
     /// Turns that may still go by without looking at it.
     pub blind_turns: Cell<u32>,
     /// When the loop last polled, in nanoseconds.
     pub last_poll: Cell<u64>,
-    /// When the loop last let go of the GIL, in nanoseconds.
-    pub last_release: Cell<u64>,
-    /// How long the loop holds it while it has callbacks to run, in nanoseconds.
-    pub release_interval: Cell<u64>,
+    /// When the loop lets other threads have the GIL.
+    pub sharing: Sharing,
     /// The loop waits, or is about to: whoever adds work must wake it.
     pub sleeping: Cell<bool>,
     pub closed: Cell<bool>,
@@ -169,16 +173,16 @@ impl State {
             waker: RefCell::new(Some(waker)),
             events: RefCell::default(),
             spare_events: RefCell::default(),
-            unflushed: RefCell::default(),
+            left: Cell::new(0),
+            callback_number: Cell::new(0),
+            gathered: Gathered::default(),
             scratch: RefCell::default(),
             ciphertext: RefCell::default(),
             datagrams: RefCell::default(),
-            callback_number: Cell::new(0),
             last_look: Cell::new(0),
             blind_turns: Cell::new(0),
             last_poll: Cell::new(0),
-            last_release: Cell::new(0),
-            release_interval: Cell::new(0),
+            sharing: Sharing::default(),
             sleeping: Cell::new(false),
             closed: Cell::new(false),
             stopping: Cell::new(false),
@@ -205,6 +209,16 @@ impl State {
     /// Queues a step of native code for the next turn.
     pub fn push_step(&self, target: Py<PyAny>, step: Step) {
         self.ready.borrow_mut().push_back(Ready::Step(target, step));
+    }
+
+    /// Whether something waits for its turn beside the callback that runs now, or has just run and
+    /// left writes to send.
+    #[inline]
+    pub fn has_more_to_run(&self) -> bool {
+        self.left.get() > 0
+            || !self.gathered.is_empty()
+            || !self.events.borrow().is_empty()
+            || !self.due.borrow().is_empty()
     }
 
     /// Puts a timer into the heap.

@@ -6,12 +6,7 @@
 //! turn had not come to stays queued for the next run.
 //!
 //! Polling costs a system call, so a loop with callbacks to run looks at most every
-//! [`POLL_INTERVAL`], and holds the GIL then. Other threads get it as they do from any Python code:
-//! after the switch interval they ask, and the next callback's bytecode hands it over. To let go of
-//! it at each poll would be no kindness: the loop would take it back before a waiting thread is
-//! awake, whose request would start to wait anew. Only for loops whose callbacks run no bytecode it
-//! is released now and then ([`SWITCHES_PER_RELEASE`]), late enough for requests to have been made,
-//! which CPython then honours.
+//! [`POLL_INTERVAL`]. When it lets go of the GIL then is said in [`super::sharing`].
 
 use std::io;
 use std::time::Duration;
@@ -22,6 +17,7 @@ use rondel_reactor::clock;
 use rondel_reactor::poller::{LEVEL_IS_NATIVE, Readiness};
 use rondel_reactor::slab::Key;
 
+use super::sharing::{Offer, Sharing};
 use super::watching::{self, Side};
 use super::{Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions};
 use crate::ffi::handle::HandleRef;
@@ -29,8 +25,6 @@ use crate::watch;
 
 /// Nanoseconds between looks at the poller while callbacks are ready.
 const POLL_INTERVAL: u64 = 50_000;
-/// Switch intervals (`sys.getswitchinterval()`) after which a busy loop lets go of the GIL.
-pub const SWITCHES_PER_RELEASE: f64 = 4.0;
 /// While turns are short, so many of them in a row do without looking at the clock, which would be a
 /// good part of their time; timers and the poller wait for that long.
 const BLIND_TURNS: u32 = 4;
@@ -53,10 +47,10 @@ pub fn run(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
 fn run_once(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
     poll(py, state)?;
-    let mut left = state.ready.borrow().len();
-    let result = run_collected(event_loop, state, &mut left);
+    state.left.set(state.ready.borrow().len());
+    let result = run_collected(event_loop, state);
     if result.is_err() {
-        keep_order(state, left);
+        keep_order(state, state.left.take());
     }
     result
 }
@@ -72,11 +66,11 @@ fn keep_order(state: &State, left: usize) {
     ready.extend(later);
 }
 
-fn run_collected(event_loop: &Bound<'_, Loop>, state: &State, left: &mut usize) -> PyResult<()> {
+fn run_collected(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
-    while *left > 0 {
+    while state.left.get() > 0 {
         let Some(ready) = state.ready.borrow_mut().pop_front() else { break };
-        *left -= 1;
+        state.left.set(state.left.get() - 1);
         match ready {
             Ready::Handle(handle) => run_handle(event_loop, state, &handle)?,
             Ready::Step(target, step) => {
@@ -84,14 +78,17 @@ fn run_collected(event_loop: &Bound<'_, Loop>, state: &State, left: &mut usize) 
             }
         }
     }
+    state.gathered.send(py);
     loop {
         let Some(event) = state.events.borrow_mut().pop_front() else { break };
         dispatch(event_loop, state, event.key, event.readiness)?;
     }
+    state.gathered.send(py);
     loop {
         let Some(handle) = state.due.borrow_mut().pop_front() else { break };
         run_handle(event_loop, state, &handle)?;
     }
+    state.gathered.send(py);
     Ok(())
 }
 
@@ -126,13 +123,13 @@ fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
     if deadline.is_some_and(|deadline| deadline <= after) {
         let mut timers = state.timers.borrow_mut();
         let mut due = state.due.borrow_mut();
-        while let Some(handle) = timers.pop_due(after) {
+        let mut cancelled = 0;
+        timers.pop_due(after, |handle| {
             handle.set_scheduled(false);
-            if handle.is_cancelled() {
-                timers.note_popped_cancelled();
-            }
+            cancelled += usize::from(handle.is_cancelled());
             due.push_back(handle);
-        }
+        });
+        timers.note_popped_cancelled(cancelled);
     }
     Ok(())
 }
@@ -153,7 +150,7 @@ fn drop_cancelled_timers(state: &State) {
             match timers.peek() {
                 Some(handle) if handle.is_cancelled() => {
                     handle.set_scheduled(false);
-                    timers.note_popped_cancelled();
+                    timers.note_popped_cancelled(1);
                     timers.pop()
                 }
                 _ => return,
@@ -169,18 +166,21 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
     };
     let mut events = state.spare_events.take();
     let brief = timeout == Some(Duration::ZERO);
-    let since_release = now.saturating_sub(state.last_release.get());
-    let result = if brief && since_release < state.release_interval.get() {
+    let offer = if brief { state.sharing.offer(now) } else { Offer::Release };
+    let result = if offer == Offer::Keep {
         poller.wait(timeout, &mut events)
     } else {
         state.sleeping.set(!brief);
         let result = py.detach(|| {
+            if offer == Offer::Pause {
+                Sharing::pause();
+            }
             let result = poller.wait(timeout, &mut events);
-            (result, poller)
+            (result, poller, clock::now_ns())
         });
         poller = result.1;
         state.sleeping.set(false);
-        state.last_release.set(clock::now_ns());
+        state.sharing.taken_back(offer, result.2);
         result.0
     };
     state.poller.replace(Some(poller));
@@ -195,7 +195,7 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
     py.check_signals()
 }
 
-/// Runs a callback and what belongs to the end of each: gathered writes leave.
+/// Runs a callback and what belongs to the end of each.
 #[inline]
 fn run_handle<'py>(
     event_loop: &Bound<'py, Loop>,
@@ -294,9 +294,7 @@ pub fn report_native(
 #[inline]
 fn end_of_callback(py: Python<'_>, state: &State) {
     state.callback_number.set(state.callback_number.get().wrapping_add(1));
-    if !state.unflushed.borrow().is_empty() {
-        crate::transport::flush_gathered(py, state);
-    }
+    state.gathered.end_of_callback(py);
 }
 
 /// Leads an event to its source; one that was removed meanwhile has no source any more.

@@ -4,6 +4,11 @@
 //! allocator, room for three arguments inside the object (with the spare slot before them that lets
 //! bound methods be called without a copy), no Python-level constructor. What they mean to Python
 //! (`repr`, comparison, `_run`) is in [`crate::handle`]; here are memory and reference counts.
+//!
+//! The collector does not know of a handle while a queue of the loop holds it: the loop shows what
+//! the handle holds in its place ([`HandleRef::traverse`]). Most handles are never seen by it so, and
+//! a hundred thousand timers cost it nothing. When the loop lets go of a handle that others keep, it
+//! becomes an object like any other.
 
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
@@ -12,10 +17,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pyo3::ffi::{self, PyObject, PyTypeObject};
 use pyo3::prelude::*;
-use pyo3::types::{PyContext, PyTuple, PyType};
+use pyo3::types::{PyContext, PyTuple};
 
 use super::confined::Confined;
-use super::handle_slots;
 use crate::event_loop::Loop;
 
 /// Arguments that fit into the object; more go into a tuple.
@@ -52,15 +56,15 @@ pub struct HandleObject {
     source_traceback: *mut PyObject,
     /// Debug mode: the repr from before cancel() took the callback.
     repr: *mut PyObject,
-    weakrefs: *mut PyObject,
+    pub(super) weakrefs: *mut PyObject,
     /// Timers: the time as it was given, in seconds.
     when: f64,
     nargs: u8,
     flags: u8,
 }
 
-static HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
-static TIMER_HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
+pub(super) static HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
+pub(super) static TIMER_HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
 static FREE: Confined<RefCell<Vec<NonNull<HandleObject>>>> =
     Confined::new(RefCell::new(Vec::new()));
 
@@ -76,13 +80,20 @@ impl Drop for HandleRef {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: this owns a reference. HandleRefs live inside Python objects and on the stack of
-        // attached threads only, so dropping one happens with the GIL held.
-        unsafe { ffi::Py_DECREF(self.0.as_ptr().cast()) }
+        // attached threads only, so dropping one happens with the GIL held. An object is tracked only
+        // if it is not yet, and it is complete.
+        unsafe {
+            let object = self.0.as_ptr().cast::<PyObject>();
+            if ffi::Py_REFCNT(object) > 1 && ffi::PyObject_GC_IsTracked(object) == 0 {
+                ffi::PyObject_GC_Track(object.cast());
+            }
+            ffi::Py_DECREF(object);
+        }
     }
 }
 
 impl HandleRef {
-    /// Makes a handle from borrowed parts; `when` makes it a `TimerHandle`.
+    /// Makes a handle from borrowed parts, for a queue of the loop; `when` makes it a `TimerHandle`.
     ///
     /// # Safety
     /// Attached. All pointers are live objects: `event_loop` a [`Loop`], `context` a
@@ -151,7 +162,7 @@ impl HandleRef {
             (*this).when = when.unwrap_or(0.0);
             (*this).nargs = stored;
             (*this).flags = 0;
-            ffi::PyObject_GC_Track(this.cast());
+            // Not tracked: see `Drop`.
             Ok(HandleRef(object))
         }
     }
@@ -164,9 +175,10 @@ impl HandleRef {
         context: Option<&Bound<'_, PyContext>>,
     ) -> PyResult<HandleRef> {
         let pointers: Vec<*mut PyObject> = args.iter_borrowed().map(|arg| arg.as_ptr()).collect();
-        // SAFETY: attached by the bounds; every pointer is borrowed from a live reference.
+        // SAFETY: attached by the bounds; every pointer is borrowed from a live reference. The handle
+        // is complete, and tracked at once: who keeps it is for the caller to say.
         unsafe {
-            HandleRef::new(
+            let handle = HandleRef::new(
                 event_loop.py(),
                 event_loop.as_ptr(),
                 callback.as_ptr(),
@@ -174,7 +186,9 @@ impl HandleRef {
                 pointers.len(),
                 context.map_or(ptr::null_mut(), |context| context.as_ptr()),
                 None,
-            )
+            )?;
+            ffi::PyObject_GC_Track(handle.fields().cast());
+            Ok(handle)
         }
     }
 
@@ -407,12 +421,33 @@ impl HandleRef {
         pointer
     }
 
-    /// Shows the handle to the collector on behalf of the object that owns this reference.
+    /// Shows the handle to the collector on behalf of the object that owns this reference, or what
+    /// it holds when the collector does not know of it: then no second owner may show it.
     pub fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
-        // SAFETY: `Py<PyAny>` is a transparent non-null pointer, as HandleRef is; the borrow ends
+        // SAFETY: `Option<Py<PyAny>>` is a transparent pointer or null, as these are; the borrows end
         // with this function and no count is changed.
-        let object = unsafe { &*(&raw const self.0).cast::<Py<PyAny>>() };
-        visit.call(object)
+        unsafe {
+            if ffi::PyObject_GC_IsTracked(self.fields().cast()) != 0 {
+                return visit.call(&*(&raw const self.0).cast::<Option<Py<PyAny>>>());
+            }
+            for field in held(self.fields()) {
+                visit.call(&*(&raw const field).cast::<Option<Py<PyAny>>>())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a handle holds; null where there is nothing.
+///
+/// # Safety
+/// `this` is a live handle.
+unsafe fn held(this: *mut HandleObject) -> [*mut PyObject; 7] {
+    // SAFETY: by this function's contract.
+    unsafe {
+        let [first, second, third] = (*this).args;
+        let this = &*this;
+        [this.event_loop, this.context, this.callback, first, second, third, this.source_traceback]
     }
 }
 
@@ -478,7 +513,7 @@ unsafe fn allocate(py: Python<'_>, kind: *mut PyTypeObject) -> Option<NonNull<Ha
     }
 }
 
-unsafe extern "C" fn dealloc(object: *mut PyObject) {
+pub(super) unsafe extern "C" fn dealloc(object: *mut PyObject) {
     // SAFETY: CPython calls this once, attached, when the last reference is gone.
     unsafe {
         let py = Python::assume_attached();
@@ -509,25 +544,15 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
     }
 }
 
-unsafe extern "C" fn traverse(
+pub(super) unsafe extern "C" fn traverse(
     object: *mut PyObject,
     visit: ffi::visitproc,
     arg: *mut c_void,
 ) -> c_int {
-    // SAFETY: called by the collector on a live, tracked handle; every visited field is live or null.
+    // SAFETY: called by the collector on a live, tracked handle; every visited field is live.
     unsafe {
-        let this = object.cast::<HandleObject>();
-        let fields = [
-            ffi::Py_TYPE(object).cast(),
-            (*this).event_loop,
-            (*this).context,
-            (*this).callback,
-            (*this).args[0],
-            (*this).args[1],
-            (*this).args[2],
-            (*this).source_traceback,
-        ];
-        for field in fields {
+        let kind = ffi::Py_TYPE(object).cast::<PyObject>();
+        for field in held(object.cast()).into_iter().chain([kind]) {
             if !field.is_null() {
                 let result = visit(field, arg);
                 if result != 0 {
@@ -539,7 +564,7 @@ unsafe extern "C" fn traverse(
     }
 }
 
-unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
+pub(super) unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
     // SAFETY: called by the collector on a live handle. The loop stays: methods rely on it, and a
     // cycle through it is broken by the loop's own clear.
     unsafe {
@@ -550,83 +575,4 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
         }
         0
     }
-}
-
-/// Makes the two types, with methods and attributes from [`crate::handle`].
-pub fn create_types(py: Python<'_>) -> PyResult<(Bound<'_, PyType>, Bound<'_, PyType>)> {
-    let handle = create_type(py, c"rondel._rondel.Handle", None, crate::handle::HANDLE_DOC)?;
-    HANDLE_TYPE.store(handle.clone().into_ptr().cast(), Ordering::Relaxed);
-    let timer = create_type(
-        py,
-        c"rondel._rondel.TimerHandle",
-        Some(&handle),
-        crate::handle::TIMER_HANDLE_DOC,
-    )?;
-    TIMER_HANDLE_TYPE.store(timer.clone().into_ptr().cast(), Ordering::Relaxed);
-    // Only TimerHandle may derive from Handle: an instance of a Python subclass would not have been
-    // made by `HandleRef::new`, which is what fills the fields.
-    // SAFETY: attached; the type was made above and nobody else has it yet.
-    unsafe { (*handle.as_type_ptr()).tp_flags &= !ffi::Py_TPFLAGS_BASETYPE };
-    Ok((handle, timer))
-}
-
-fn create_type<'py>(
-    py: Python<'py>,
-    name: &'static std::ffi::CStr,
-    base: Option<&Bound<'py, PyType>>,
-    doc: &'static std::ffi::CStr,
-) -> PyResult<Bound<'py, PyType>> {
-    let offset = std::mem::offset_of!(HandleObject, weakrefs);
-    // CPython keeps pointers into these tables for the type's life, which is the process's.
-    let members: &'static mut [ffi::PyMemberDef] = Box::leak(Box::new([
-        ffi::PyMemberDef {
-            name: c"__weaklistoffset__".as_ptr(),
-            type_code: ffi::Py_T_PYSSIZET,
-            offset: offset as ffi::Py_ssize_t,
-            flags: ffi::Py_READONLY,
-            doc: ptr::null(),
-        },
-        ffi::PyMemberDef::default(),
-    ]));
-    let (methods, attributes) = handle_slots::tables(base.is_some());
-    let mut slots = vec![
-        slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
-        slot(ffi::Py_tp_traverse, traverse as *mut c_void),
-        slot(ffi::Py_tp_clear, clear as *mut c_void),
-        slot(ffi::Py_tp_doc, doc.as_ptr().cast_mut().cast()),
-        slot(ffi::Py_tp_methods, methods.as_mut_ptr().cast()),
-        slot(ffi::Py_tp_getset, attributes.as_mut_ptr().cast()),
-        slot(ffi::Py_tp_repr, handle_slots::repr_slot as *mut c_void),
-    ];
-    if base.is_some() {
-        slots.push(slot(ffi::Py_tp_richcompare, handle_slots::compare_slot as *mut c_void));
-        slots.push(slot(ffi::Py_tp_hash, handle_slots::hash_slot as *mut c_void));
-    } else {
-        slots.push(slot(ffi::Py_tp_members, members.as_mut_ptr().cast()));
-    }
-    slots.push(slot(0, ptr::null_mut()));
-    let mut flags =
-        ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_HAVE_GC | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION;
-    if base.is_none() {
-        flags |= ffi::Py_TPFLAGS_BASETYPE;
-    }
-    let mut spec = ffi::PyType_Spec {
-        name: name.as_ptr(),
-        basicsize: size_of::<HandleObject>() as c_int,
-        itemsize: 0,
-        flags: flags as u32,
-        slots: slots.as_mut_ptr(),
-    };
-    let bases = base.map_or(ptr::null_mut(), |base| base.as_ptr());
-    // SAFETY: attached; the spec and its zero-terminated slots are valid for the call, and the
-    // tables they point to are static. The slot functions have the signatures that their slots ask
-    // for.
-    unsafe {
-        Bound::from_owned_ptr_or_err(py, ffi::PyType_FromSpecWithBases(&raw mut spec, bases))
-            .map(|object| object.cast_into_unchecked())
-    }
-}
-
-fn slot(slot: c_int, pfunc: *mut c_void) -> ffi::PyType_Slot {
-    ffi::PyType_Slot { slot, pfunc }
 }

@@ -5,6 +5,7 @@
 //! | [`confined`] | state that is only touched by a thread that is attached to the interpreter |
 //! | [`handle`] | `Handle` and `TimerHandle` as raw objects with a free list and inline arguments |
 //! | `handle_slots` | the tables through which CPython finds what handles do |
+//! | [`handle_types`] | the types themselves |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
 //! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
@@ -26,6 +27,7 @@ mod handle_slots;
 pub mod lookup;
 pub mod openssl;
 pub mod operation;
+pub mod handle_types;
 pub mod scheduling;
 #[cfg(target_os = "linux")]
 pub mod shared_buffer;

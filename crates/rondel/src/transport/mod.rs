@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | [`socket`] | connected stream sockets |
 //! | [`reading`] | their reading side: into `bytes` or into the protocol's own buffer |
-//! | [`writing`] | their writing side: send at once, gather, flush, flow control |
+//! | [`writing`] | their writing side: gather, send, flush, flow control |
+//! | [`gathering`] | writes that leave together |
 //! | [`endpoint`] | who owns the descriptor, and what get_extra_info() knows of it |
 //! | [`listener`] | accepting connections |
 //! | [`datagram`] | datagram sockets, connected or not |
@@ -17,6 +18,7 @@ pub mod address;
 pub mod datagram;
 pub mod endpoint;
 pub mod flow;
+pub mod gathering;
 pub mod listener;
 pub mod pipe;
 pub mod reading;
@@ -31,25 +33,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
 
 use self::endpoint::Endpoint;
-use crate::event_loop::{Loop, State, exceptions};
+use crate::event_loop::{Loop, exceptions};
 use crate::imports;
-
-/// Sends what transports gathered during a callback.
-#[cold]
-pub fn flush_gathered(py: Python<'_>, state: &State) {
-    // A flush can make a protocol write again, to this transport or another.
-    loop {
-        let gathered = state.unflushed.take();
-        if gathered.is_empty() {
-            return;
-        }
-        for transport in gathered {
-            if let Ok(transport) = transport.bind(py).cast::<socket::SocketTransport>() {
-                writing::flush_gathered(transport);
-            }
-        }
-    }
-}
 
 /// Tells the loop's exception handler about an error of a transport or of its protocol.
 ///

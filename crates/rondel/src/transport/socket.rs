@@ -33,6 +33,9 @@ use crate::ffi::context;
 use crate::ffi::handle::HandleRef;
 use crate::imports;
 
+/// Callbacks in a row with more than one write each, after which that counts as a habit.
+const HABIT: u8 = 8;
+
 /// Data that waits to be sent: the program's own bytes, or a copy of what it may change.
 pub enum Chunk {
     Shared(PyBackedBytes),
@@ -88,9 +91,11 @@ pub struct Stream {
     pub queue: RefCell<WriteQueue<Chunk>>,
     /// write_eof() was called.
     pub write_ended: Cell<bool>,
-    /// The callback (by its number) that wrote last.
-    pub last_writer: Cell<u64>,
-    /// On the loop's list of transports to flush at the end of this callback.
+    /// The callback (by its number) that wrote last, and whether it wrote more than once.
+    last_writer: Cell<(u64, bool)>,
+    /// How many callbacks in a row wrote more than once, up to [`HABIT`].
+    repeated: Cell<u8>,
+    /// On the loop's list of transports to flush; see [`super::gathering`].
     pub gathering: Cell<bool>,
     pub flow: Flow,
 
@@ -169,7 +174,8 @@ impl SocketTransport {
             read_size: Cell::new(0),
             queue: RefCell::default(),
             write_ended: Cell::new(false),
-            last_writer: Cell::new(u64::MAX),
+            last_writer: Cell::new((u64::MAX, false)),
+            repeated: Cell::new(0),
             gathering: Cell::new(false),
             flow: Flow::default(),
             sending_file: Cell::new(false),
@@ -220,6 +226,19 @@ impl Stream {
             && !self.read_paused.get()
             && !self.read_ended.get()
             && self.conn_lost.get() == 0
+    }
+
+    /// Notes a write of the callback with this number; whether another one is likely to follow.
+    #[inline]
+    pub fn writes_again(&self, callback: u64) -> bool {
+        let (last, again) = self.last_writer.get();
+        if last == callback {
+            self.last_writer.set((last, true));
+        } else {
+            self.last_writer.set((callback, false));
+            self.repeated.set(if again { HABIT.min(self.repeated.get() + 1) } else { 0 });
+        }
+        self.repeated.get() == HABIT
     }
 
     /// Calls a protocol method without arguments in the transport's context.

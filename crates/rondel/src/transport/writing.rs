@@ -1,7 +1,8 @@
 //! The writing side of stream sockets, with flow control.
 //!
-//! The first write of a callback is sent at once. Further writes of the same callback are gathered
-//! and leave together when it ends; nobody can tell the difference, since what asks about the queue
+//! On a loop that has nothing else to do in this turn, a write is sent at once. Otherwise it is
+//! gathered ([`super::gathering`]) and leaves at the end of the turn's phase, as do the writes of a
+//! connection that has the habit of writing several times in a callback. What asks about the queue
 //! (its size, the end, closing) flushes first. What the socket does not take is queued and sent when
 //! the poller says that there is room.
 
@@ -24,6 +25,10 @@ use crate::imports;
 
 /// Writes after the connection was lost before a warning is logged (asyncio's figure).
 pub const LOST_WRITES_BEFORE_WARNING: u32 = 5;
+
+/// Writes from this size on, in bytes, are sent at once: there is nothing to gain by holding them,
+/// and their memory is still in the processor's cache.
+const LARGE: usize = 16 * 1024;
 
 const WRITE_ERROR: &str = "Fatal write error on socket transport";
 
@@ -79,7 +84,7 @@ fn submit(
         return warn_lost(py, &stream.conn_lost);
     }
     let mut sent = 0;
-    if may_send_now(stream, py) {
+    if may_send_now(stream, py, memory.len()) {
         match net::send(stream.endpoint.fd(py), memory) {
             Ok(count) if count == memory.len() => return Ok(()),
             Ok(count) => sent = count,
@@ -135,29 +140,28 @@ pub fn warn_lost(py: Python<'_>, conn_lost: &Cell<u32>) -> PyResult<()> {
     Ok(())
 }
 
-/// Whether this write is the first of its callback with nothing queued before it.
-fn may_send_now(stream: &Stream, py: Python<'_>) -> bool {
-    if !stream.queue.borrow().is_empty() {
-        return false;
-    }
+/// Whether a write is to be sent at once rather than gathered.
+fn may_send_now(stream: &Stream, py: Python<'_>, size: usize) -> bool {
     let event_loop = stream.event_loop.borrow();
     let Some(event_loop) = &*event_loop else { return true };
     let state = event_loop.get().state(py);
-    let callback = state.callback_number.get();
-    // Outside a run there is no end of a callback to wait for.
-    stream.last_writer.replace(callback) != callback || state.thread_id.get().is_none()
+    let habit = stream.writes_again(state.callback_number.get());
+    if !stream.queue.borrow().is_empty() {
+        return false;
+    }
+    // Outside a run there is no end of a phase to wait for.
+    size >= LARGE || state.thread_id.get().is_none() || !(habit || state.has_more_to_run())
 }
 
-/// Puts the transport onto the list of those to flush when the callback ends. A queue that waits for
-/// the poller needs no place there.
+/// Puts the transport onto the list of those to flush. A queue that waits for the poller needs no
+/// place there.
 fn gather(this: &Bound<'_, SocketTransport>, stream: &Stream) {
     if stream.gathering.get() || !stream.queue.borrow().is_empty() {
         return;
     }
     if let Some(event_loop) = stream.event_loop(this.py()) {
         stream.gathering.set(true);
-        let target = this.clone().into_any().unbind();
-        event_loop.get().state(this.py()).unflushed.borrow_mut().push(target);
+        event_loop.get().state(this.py()).gathered.add(this);
     }
 }
 
@@ -198,7 +202,7 @@ pub fn ready(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
     if stream.sending_file.get() { tell_sendfile(stream, this.py()) } else { Ok(()) }
 }
 
-/// Sends what a callback gathered; errors become the connection's end, as everywhere.
+/// Sends what was gathered; errors become the connection's end, as everywhere.
 pub fn flush_gathered(this: &Bound<'_, SocketTransport>) {
     let py = this.py();
     let stream = this.get().stream(py);
@@ -217,10 +221,10 @@ fn flush(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
     if stream.conn_lost.get() > 0 {
         return Ok(());
     }
-    let mut done = Vec::new();
+    let Some(event_loop) = stream.event_loop(this.py()) else { return Ok(()) };
+    let gathered = &event_loop.get().state(this.py()).gathered;
     let fd = stream.endpoint.fd(this.py());
-    let result = stream.queue.borrow_mut().flush(fd, &mut done);
-    drop(done);
+    let result = gathered.drop_sent(|sent| stream.queue.borrow_mut().flush(fd, sent));
     if let Err(error) = result {
         return fatal_error(this, os_error(this.py(), &error), WRITE_ERROR);
     }
