@@ -22,7 +22,7 @@ what and where
   -i, --input LIST       a list of URLs, or a metalink (.meta4): a file, a URL, or - for standard
                          input; a line per file, mirrors separated by tabs, and below it, indented,
                          out=NAME, checksum=sha256:HEX, size=BYTES, header=NAME: VALUE
-  -o, --output DIR       the folder for the files; made if it is not there (default: the current one)
+  -o, --output DIR       the folder for the files; made if it is not there (default: this one)
       --name TEMPLATE    name files by {name}, {stem}, {ext}, {host}, {path}, {index} or {index:4},
                          as in '{host}/{path}'
       --no-content-disposition
@@ -43,7 +43,8 @@ how fast
       --rate BYTES       bytes per second for all together, as 500K, 2M or 1.5G (powers of 1,024)
 
 how patiently
-      --retries N        further attempts per file (default 5), with growing waits, or as the server asks
+      --retries N        further attempts per file (default 5), with growing waits, or as the server
+                         asks
       --timeout S        seconds without a byte (default 30)
       --connect-timeout S
                          seconds for a connection (default 15)
@@ -72,9 +73,10 @@ what to tell
       --version          the version
 
 exit status
-  0 all files are there; 1 some failed, for different reasons; 2 the command line or a list is wrong;
-  if all that failed did so for one reason: 3 the network, 4 the server refused (404, 403 …),
-  5 a checksum or size is wrong, 6 the disk (full, no permission), 7 the file is there (--existing fail).
+  0 all files are there; 1 some failed, for different reasons; 2 the command line or a list is
+  wrong; if all that failed did so for one reason: 3 the network, 4 the server refused (404, 403 …),
+  5 a checksum or size is wrong, 6 the disk (full, no permission), 7 the file is there
+  (--existing fail).
   Ctrl-C ends it by the signal (130 in a shell); the same command goes on from there.
 ";
 
