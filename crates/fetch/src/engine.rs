@@ -142,7 +142,7 @@ impl Shared {
         let mut claimed = locked(&self.claimed);
         let rename = self.options.existing == Existing::Rename;
         let is_free = |path: &PathBuf, claimed: &HashSet<PathBuf>| {
-            !claimed.contains(path) && !(rename && path.symlink_metadata().is_ok())
+            !(claimed.contains(path) || rename && path.symlink_metadata().is_ok())
         };
         let mut found = target.clone();
         let mut number = 0;

@@ -202,9 +202,14 @@ impl Part {
         if self.saved.as_ref() == Some(&text) {
             return;
         }
-        // Without a state the part cannot be continued, which is no reason to fail the transfer.
-        if fs::write(&self.paths.state, &text).is_ok() {
-            self.saved = Some(text);
+        // By a rename, so that being killed here does not cost the state before.
+        let mut new = self.paths.state.clone().into_os_string();
+        new.push("-new");
+        let written = fs::write(&new, &text).and_then(|()| fs::rename(&new, &self.paths.state));
+        match written {
+            Ok(()) => self.saved = Some(text),
+            // Without a state the part cannot be continued, which is no reason to fail the transfer.
+            Err(_) => drop(fs::remove_file(&new)),
         }
     }
 
@@ -344,8 +349,9 @@ async fn blocking(
     path: &Path,
     work: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> Result<()> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
-    done.flatten().map_err(|error| cannot_write(path, &error))
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+        .map_err(|error| cannot_write(path, &error))
 }
 
 /// One process at a time writes to a part; the lock goes with the descriptor.

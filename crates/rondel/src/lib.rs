@@ -11,6 +11,7 @@
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`sendfile`] | sending files by the system call |
+//! | [`fetch`] | downloads, and the command `rondel get` |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
 //! | [`sampler`] | what the process's threads are doing, and whether the GIL is held |
@@ -28,6 +29,7 @@
 mod coroutine;
 mod errors;
 mod event_loop;
+mod fetch;
 mod ffi;
 mod handle;
 mod imports;
@@ -78,6 +80,8 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pools::thread_call::prepare(py);
     module.add_class::<sampler::Sampler>()?;
     module.add_class::<watch::Watchdog>()?;
+    module.add_class::<fetch::Downloads>()?;
+    module.add_function(wrap_pyfunction!(fetch::get, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

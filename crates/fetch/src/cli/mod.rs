@@ -57,6 +57,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> End {
     end
 }
 
+/// The options that a command line without URLs gives, with netrc and proxies from the environment: for
+/// those who bring their own jobs.
+pub fn options(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
+    let wrong = |text: String| Error::new(Kind::Input, text);
+    let any = [OsString::from("http://any.invalid/")];
+    let environment = |name: &str| std::env::var(name).ok();
+    match args::parse(arguments.into_iter().chain(any), environment).map_err(wrong)? {
+        Asked::Get(mut command) => {
+            read_credentials(&mut command)?;
+            Ok(command.options)
+        }
+        Asked::Help | Asked::Version => Err(wrong("not an option for a program".into())),
+    }
+}
+
 /// End the process by a signal, as it would have ended without us.
 pub fn end_by_signal(signal: i32) {
     // SAFETY: both take numbers only; SIG_DFL is a valid disposition for every signal that was caught.
@@ -184,16 +199,7 @@ fn status_of(failed: &[Kind]) -> i32 {
 /// All jobs of the command line and its lists, and what the options name as files.
 async fn gather(command: &mut Command) -> Result<Vec<Job>> {
     let wrong = |text: String| Error::new(Kind::Input, text);
-    if command.netrc {
-        if let Some(text) = netrc_path().and_then(|path| fs::read_to_string(path).ok()) {
-            command.options.netrc = Netrc::parse(&text);
-        }
-    }
-    if let Some(path) = &command.cookies {
-        let text = read_file(path)?;
-        let loaded = command.options.cookies.load(&text);
-        loaded.map_err(|why| wrong(format!("{}: {why}", path.display())))?;
-    }
+    read_credentials(command)?;
     let mut jobs = Vec::new();
     for url in std::mem::take(&mut command.urls) {
         if metalink::is_name(&url) && !url.contains("://") {
@@ -228,6 +234,21 @@ async fn gather(command: &mut Command) -> Result<Vec<Job>> {
         }
     }
     Ok(jobs)
+}
+
+/// Take in ~/.netrc and the cookie file.
+fn read_credentials(command: &mut Command) -> Result<()> {
+    if command.netrc {
+        if let Some(text) = netrc_path().and_then(|path| fs::read_to_string(path).ok()) {
+            command.options.netrc = Netrc::parse(&text);
+        }
+    }
+    if let Some(path) = &command.cookies {
+        let text = read_file(path)?;
+        let loaded = command.options.cookies.load(&text);
+        loaded.map_err(|why| Error::new(Kind::Input, format!("{}: {why}", path.display())))?;
+    }
+    Ok(())
 }
 
 fn netrc_path() -> Option<PathBuf> {
