@@ -1,6 +1,7 @@
 """rondel.http.download and downloads, on either loop."""
 
 import asyncio
+import gc
 import pickle
 import threading
 import time
@@ -255,6 +256,7 @@ def test_runs_side_by_side(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> N
         results = run_on(loop, main, limit=30)
     assert [len(each) for each in results] == [5] * 8
     assert len(files(tmp_path)) == 40
+    gc.collect()
     wait_until(lambda: open_fds() <= before)
 
 

@@ -184,7 +184,7 @@ class Odd:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        try:
             while not writer.is_closing():
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
                 pairs = (line.split(": ", 1) for line in head[1:] if line)
@@ -193,7 +193,10 @@ class Odd:
                 request = Request(len(self.requests), target, headers, writer, reader)
                 self.requests.append(request)
                 await self.handle(request)
-        writer.close()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort() if sys.exception() else writer.close()
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Odd"]:
@@ -212,8 +215,9 @@ class Odd:
             thread.join()
             for task in asyncio.all_tasks(loop):
                 task.cancel()
-            loop.run_until_complete(asyncio.sleep(0))
-            loop.run_until_complete(asyncio.sleep(0))
+            # The tasks end, their transports are closed, and the sockets.
+            for _ in range(5):
+                loop.run_until_complete(asyncio.sleep(0))
             loop.close()
 
 
