@@ -94,7 +94,15 @@ def programs(rondel: str) -> dict[str, Callable[[Path, list[str]], list[str]]]:
         lines = (f'url = "{url}"\noutput = "{url.rpartition("/")[2]}"\n' for url in urls)
         (folder / "config").write_text("".join(lines))
         limit = str(AT_A_TIME)
-        return ["curl", "-sSZ", "--parallel-max", limit, "-K", str(folder / "config")]
+        return [
+            "curl",
+            "-sSZ",
+            "--no-progress-meter",
+            "--parallel-max",
+            limit,
+            "-K",
+            str(folder / "config"),
+        ]
 
     def aria2(folder: Path, urls: list[str]) -> list[str]:
         (folder / "list").write_text("\n".join(urls))
