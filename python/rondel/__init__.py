@@ -20,7 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import http
     from ._rondel import Handle, SocketTransport, TimerHandle, __version__
-    from .advice import Recommendation, choose, rule
+    from .advice import Recommendation, choose
+    from .advice.rule import rule
     from .generators import coroutine
     from .loop import Loop, new_event_loop
     from .policy import EventLoopPolicy, install, uninstall
