@@ -22,8 +22,12 @@ survey() {
     need "libpython$version-testsuite" "CPython's own suites, run by conformance/" \
         "$python" -c 'import test.test_asyncio'
     need postgresql "the server of tests/test_framework_postgres.py" has_postgres
+    need nginx "the server of tests/test_get.py" has_nginx
     need redis-server "the server of tests/test_framework_redis.py" command -v redis-server
     need chromium "the browser of tests/test_browser.py" command -v chromium
+}
+has_nginx() { # where Debian has it, or on PATH
+    ls /usr/sbin/nginx || command -v nginx
 }
 has_postgres() { # which is on PATH, or where Debian has it
     command -v initdb || ls /usr/lib/postgresql/*/bin/initdb

@@ -14,6 +14,7 @@
 //! | [`sock`] | sock_recv and relatives |
 //! | [`files`] | files that are opened, read and written on the loop |
 //! | [`sendfile`] | sending files by the system call |
+//! | [`fetch`] | downloads, and the command `rondel get` |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
 //! | [`sampler`] | what the process's threads are doing, and whether the GIL is held |
@@ -31,6 +32,7 @@
 mod coroutine;
 mod errors;
 mod event_loop;
+mod fetch;
 mod ffi;
 mod files;
 mod handle;
@@ -92,6 +94,8 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     files::install(module)?;
     pools::add_processes(module)?;
     module.add_function(wrap_pyfunction!(resolve::literal_addresses, module)?)?;
+    module.add_class::<fetch::Downloads>()?;
+    module.add_function(wrap_pyfunction!(fetch::get, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

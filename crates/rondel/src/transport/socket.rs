@@ -530,8 +530,9 @@ impl SocketTransport {
         slf.get().stream(slf.py()).flow.paused.get()
     }
 
-    /// How loop.sendfile() may send over the transport.
-    #[getter] // not of the class, for which asyncio would have to be imported before it is needed
+    /// How loop.sendfile() may send over the transport. (No class attribute: that would import asyncio
+    /// with the extension.)
+    #[getter]
     fn _sendfile_compatible(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Ok(imports::sendfile_mode(py)?.getattr("TRY_NATIVE")?.unbind())
     }

@@ -1,0 +1,353 @@
+//! One request and its answer: connections kept for the next, redirects, credentials, cookies.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use http_body_util::BodyExt;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue,
+    LOCATION, RETRY_AFTER, SET_COOKIE, USER_AGENT,
+};
+use hyper::{Request, StatusCode, Uri, Version};
+use tokio::time::timeout;
+use url::{Position, Url};
+
+use crate::backoff;
+use crate::connect::{Connection, Connector, NoBody, from_hyper};
+use crate::error::{Error, Kind, Result};
+use crate::job::Options;
+use crate::locked;
+use crate::proxy::{self, Proxy};
+
+/// Bytes of an unwanted body to read, so that its connection can be used again; a longer one costs the
+/// connection.
+const SMALL_BODY: usize = 64 * 1024;
+
+/// The connections of a run, and how requests are made on them.
+pub struct Client {
+    connector: Connector,
+    /// By scheme, host and port: idle HTTP/1 connections, or handles to HTTP/2 ones.
+    idle: Mutex<HashMap<String, Vec<Connection>>>,
+    /// What every request says.
+    headers: HeaderMap,
+}
+
+impl Client {
+    /// A client for a run with these options.
+    pub fn new(options: &Options) -> Result<Self> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        // A file is wanted as it is: its length and its checksum are those of the plain bytes.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        add(&mut headers, "user-agent", &options.user_agent)?;
+        if options.user_agent.is_empty() {
+            headers.remove(USER_AGENT);
+        }
+        for (name, value) in &options.headers {
+            add(&mut headers, name, value)?;
+        }
+        Ok(Self { connector: Connector::new(options.concurrency), idle: Mutex::default(), headers })
+    }
+
+    /// GET a URL, following redirects. `own` are the job's headers, `extra` those of this request.
+    pub async fn get(
+        &self,
+        options: &Options,
+        url: &Url,
+        own: &[(String, String)],
+        extra: &HeaderMap,
+    ) -> Result<Answer<'_>> {
+        let mut url = url.clone();
+        let origin = url.origin();
+        for _ in 0..=options.max_redirects {
+            let headers = self.headers(options, &url, own, extra, url.origin() == origin)?;
+            let answer = self.send(options, &url, headers).await?;
+            for cookie in answer.headers.get_all(SET_COOKIE) {
+                if let Ok(text) = cookie.to_str() {
+                    options.cookies.store(&url, text);
+                }
+            }
+            if !matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(answer);
+            }
+            let Some(location) = answer.headers.get(LOCATION) else { return Ok(answer) };
+            let next = redirect(&url, location)?;
+            answer.discard(options).await;
+            url = next;
+        }
+        let text = format!("more than {} redirects", options.max_redirects);
+        // No attempt will end differently.
+        Err(Error::new(Kind::Status(310), text))
+    }
+
+    fn headers(
+        &self,
+        options: &Options,
+        url: &Url,
+        own: &[(String, String)],
+        extra: &HeaderMap,
+        same_origin: bool,
+    ) -> Result<HeaderMap> {
+        let mut headers = self.headers.clone();
+        for (name, value) in own {
+            add(&mut headers, name, value)?;
+        }
+        if !same_origin {
+            // What is meant for one server is not another's to know.
+            headers.remove(AUTHORIZATION);
+            headers.remove(COOKIE);
+        }
+        for (name, value) in extra {
+            headers.insert(name, value.clone());
+        }
+        if !headers.contains_key(AUTHORIZATION) {
+            let host = url.host_str().unwrap_or_default();
+            let given = options.user.as_ref().filter(|_| same_origin);
+            let authorization = proxy::of_url(url)
+                .map(|(user, password)| proxy::basic(&user, &password))
+                .or_else(|| given.map(|(user, password)| proxy::basic(user, password)))
+                .or_else(|| {
+                    options.netrc.find(host).map(|(user, password)| proxy::basic(user, password))
+                });
+            if let Some(value) = authorization {
+                add(&mut headers, "authorization", &value)?;
+            }
+        }
+        if let Some(cookies) = options.cookies.header(url) {
+            let given = headers.get(COOKIE).and_then(|value| value.to_str().ok());
+            let all = given.map_or(cookies.clone(), |given| format!("{given}; {cookies}"));
+            add(&mut headers, "cookie", &all)?;
+        }
+        Ok(headers)
+    }
+
+    /// One request, on an idle connection or a new one.
+    async fn send(&self, options: &Options, url: &Url, headers: HeaderMap) -> Result<Answer<'_>> {
+        let proxy = options.proxies.find(url);
+        let key = url[..Position::BeforePath].to_owned();
+        loop {
+            let reused = self.take(&key).await;
+            let fresh = reused.is_none();
+            let mut connection = match reused {
+                Some(connection) => connection,
+                None => self.connector.connect(url, proxy, options).await?,
+            };
+            let outcome = {
+                let request = request(url, proxy, &connection, &headers)?;
+                let sent = async {
+                    match &mut connection {
+                        Connection::Http1(sender) => sender.send_request(request).await,
+                        Connection::Http2(sender) => sender.send_request(request).await,
+                    }
+                };
+                timeout(options.idle_timeout, sent).await
+            };
+            match outcome {
+                Err(_) => return Err(silence(options)),
+                Ok(Ok(response)) => {
+                    let (parts, body) = response.into_parts();
+                    if let Connection::Http2(sender) = &connection {
+                        // Others may use it at once.
+                        self.give_back(&key, Connection::Http2(sender.clone()), fresh);
+                    }
+                    return Ok(Answer {
+                        status: parts.status,
+                        headers: parts.headers,
+                        version: parts.version,
+                        url: url.clone(),
+                        body,
+                        connection: Some(connection),
+                        key,
+                        client: self,
+                    });
+                }
+                // The server closed an idle connection just when it was to be used; a GET may go again.
+                Ok(Err(error)) if !fresh && is_stale(&error) => {}
+                Ok(Err(error)) => return Err(from_hyper("no answer", &error)),
+            }
+        }
+    }
+
+    /// An idle connection that still works.
+    async fn take(&self, key: &str) -> Option<Connection> {
+        loop {
+            let mut connection = {
+                let mut idle = locked(&self.idle);
+                let of_server = idle.get_mut(key)?;
+                match of_server.last()? {
+                    Connection::Http2(sender) if !sender.is_closed() => {
+                        return Some(Connection::Http2(sender.clone()));
+                    }
+                    _ => of_server.pop()?,
+                }
+            };
+            if let Connection::Http1(sender) = &mut connection {
+                if sender.ready().await.is_ok() {
+                    return Some(connection);
+                }
+            }
+        }
+    }
+
+    fn give_back(&self, key: &str, connection: Connection, fresh: bool) {
+        let is_kept = matches!(connection, Connection::Http2(_)) && !fresh;
+        if is_kept {
+            return;
+        }
+        let mut idle = locked(&self.idle);
+        match idle.get_mut(key) {
+            Some(of_server) => of_server.push(connection),
+            None => drop(idle.insert(key.to_owned(), vec![connection])),
+        }
+    }
+}
+
+fn is_stale(error: &hyper::Error) -> bool {
+    error.is_canceled()
+        || error.is_closed()
+        || error.is_incomplete_message()
+        || from_hyper("", error).kind == Kind::Connection
+}
+
+fn silence(options: &Options) -> Error {
+    let seconds = options.idle_timeout.as_secs_f64();
+    Error::new(Kind::Timeout, format!("nothing came from the server for {seconds} s"))
+}
+
+fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Result<()> {
+    let wrong = |_| Error::new(Kind::Input, format!("{name:?}: {value:?} is not a header"));
+    let header = HeaderName::try_from(name).map_err(|_| wrong(()))?;
+    headers.insert(header, HeaderValue::try_from(value).map_err(|_| wrong(()))?);
+    Ok(())
+}
+
+fn request(
+    url: &Url,
+    proxy: Option<&Proxy>,
+    connection: &Connection,
+    headers: &HeaderMap,
+) -> Result<Request<NoBody>> {
+    let mut headers = headers.clone();
+    let is_http2 = matches!(connection, Connection::Http2(_));
+    let plain_proxy = proxy.filter(|_| url.scheme() == "http");
+    let target = if is_http2 || plain_proxy.is_some() {
+        let host = &url[Position::BeforeHost..Position::AfterPort];
+        format!("{}://{host}{}", url.scheme(), &url[Position::BeforePath..Position::AfterQuery])
+    } else {
+        url[Position::BeforePath..Position::AfterQuery].to_owned()
+    };
+    let wrong = || Error::new(Kind::Input, format!("cannot ask for {target:?}"));
+    let uri = Uri::try_from(target.as_str()).map_err(|_| wrong())?;
+    if !is_http2 && !headers.contains_key(HOST) {
+        add(&mut headers, "host", &url[Position::BeforeHost..Position::AfterPort])?;
+    }
+    if let Some(value) = plain_proxy.and_then(|proxy| proxy.authorization.as_ref()) {
+        add(&mut headers, "proxy-authorization", value)?;
+    }
+    let mut request = Request::new(NoBody::new());
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// Where a redirect leads.
+fn redirect(from: &Url, location: &HeaderValue) -> Result<Url> {
+    let text = String::from_utf8_lossy(location.as_bytes());
+    let refused = |why: &str| {
+        Error::new(Kind::Status(310), format!("the server redirects to {text:?}, {why}"))
+    };
+    let mut url = from.join(&text).map_err(|_| refused("which is no URL"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(refused("which is not HTTP"));
+    }
+    if url.fragment().is_none() {
+        url.set_fragment(from.fragment());
+    }
+    Ok(url)
+}
+
+/// The head of an answer, and its body to come.
+pub struct Answer<'a> {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// HTTP's version.
+    pub version: Version,
+    /// The URL that answered, after redirects.
+    pub url: Url,
+    body: Incoming,
+    connection: Option<Connection>,
+    key: String,
+    client: &'a Client,
+}
+
+impl Answer<'_> {
+    /// The next piece of the body; None after the last, when the connection is free again.
+    pub async fn chunk(&mut self, options: &Options) -> Result<Option<Bytes>> {
+        loop {
+            match timeout(options.idle_timeout, self.body.frame()).await {
+                Err(_) => return Err(silence(options)),
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => {}
+                    Ok(data) => return Ok(Some(data)),
+                    // Trailers say nothing about a file.
+                    Err(_) => {}
+                },
+                Ok(Some(Err(error))) => return Err(from_hyper("the transfer broke off", &error)),
+                Ok(None) => {
+                    self.release();
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(connection @ Connection::Http1(_)) = self.connection.take() {
+            self.client.give_back(&self.key, connection, true);
+        }
+    }
+
+    /// Read what is left of the body if that is little, for the sake of the connection.
+    pub async fn discard(mut self, options: &Options) {
+        let mut left = SMALL_BODY;
+        if self.length().is_some_and(|length| length > SMALL_BODY as u64) {
+            return;
+        }
+        while let Ok(Some(data)) = self.chunk(options).await {
+            left = left.saturating_sub(data.len());
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Whether nothing of the body is left to come.
+    pub fn is_at_end(&self) -> bool {
+        use hyper::body::Body;
+        self.body.is_end_stream() || self.length() == Some(0)
+    }
+
+    /// A header's text.
+    pub fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The body's length in bytes, if the server says.
+    pub fn length(&self) -> Option<u64> {
+        use hyper::body::Body;
+        self.body.size_hint().exact()
+    }
+
+    /// The error that a status without a file means.
+    pub fn refusal(&self) -> Error {
+        let reason = self.status.canonical_reason().unwrap_or("an unknown status");
+        let text = format!("the server answers {} {reason}", self.status.as_u16());
+        let retry_after = self
+            .header(RETRY_AFTER)
+            .and_then(|text| backoff::retry_after(text, std::time::SystemTime::now()));
+        Error { retry_after, ..Error::new(Kind::Status(self.status.as_u16()), text) }
+    }
+}
