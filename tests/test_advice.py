@@ -1,10 +1,8 @@
 """rondel.choose, rondel.rule and `rondel advise`: the advice is the right one."""
 
 import asyncio
-import concurrent.futures
 import contextlib
 import json
-import multiprocessing
 import os
 import pathlib
 import subprocess
@@ -68,9 +66,7 @@ def seconds_at_full_size(
     pool: Executor = (
         rondel.ThreadPool(trial.workers)
         if option == "threads"
-        else concurrent.futures.ProcessPoolExecutor(
-            trial.workers, multiprocessing.get_context("spawn")
-        )
+        else rondel.ProcessPool(trial.workers)
     )
     with pool:
         for future in [pool.submit(fn, *args) for _ in range(trial.workers)]:

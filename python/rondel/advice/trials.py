@@ -2,14 +2,13 @@
 
 import asyncio
 import concurrent.futures
-import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from ..pools import ThreadPool
+from ..pools import ProcessPool, ThreadPool
 from ..running import run
 from .recommendation import Trial
 from .rule import Option
@@ -122,8 +121,7 @@ def try_pool(
 def _open(option: Option, workers: int) -> concurrent.futures.Executor:
     if option == "threads":
         return ThreadPool(workers)
-    spawn = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(workers, spawn)
+    return ProcessPool(workers)
 
 
 def _grow(batch: Callable[[int], float], unit: int, seconds: float) -> tuple[int, float]:
