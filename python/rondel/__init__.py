@@ -10,6 +10,8 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 """
 
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 if _sys.platform == "win32":
     raise ImportError("rondel supports Linux and macOS; on Windows use asyncio's own event loops")
@@ -24,17 +26,23 @@ from .running import run
 from .server import Server
 from .watchdog import Blocked, Watch, watch
 
+if _TYPE_CHECKING:
+    from .pools import PoolFuture, ProcessPool, WorkerDied
+
 __all__ = (
     "Blocked",
     "EventLoopPolicy",
     "Handle",
     "Loop",
     "Recommendation",
+    "PoolFuture",
+    "ProcessPool",
     "Server",
     "SocketTransport",
     "ThreadPool",
     "TimerHandle",
     "Watch",
+    "WorkerDied",
     "__version__",
     "choose",
     "coroutine",
@@ -46,3 +54,13 @@ __all__ = (
     "uninstall",
     "watch",
 )
+
+
+def __getattr__(name: str) -> _Any:
+    # What only programs with process pools pay for.
+    if name not in ("PoolFuture", "ProcessPool", "WorkerDied"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import pools
+
+    value = globals()[name] = getattr(pools, name)
+    return value

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .errors import ErrorHandling
+from .pools import is_process_pool
 from .pools.threads import ThreadPool, is_thread_pool
 
 logger = logging.getLogger("asyncio")
@@ -43,6 +44,8 @@ class Executing(ErrorHandling):
             if executor is None or self._executor_shutdown_called:
                 executor = self._make_default_executor()
         if is_thread_pool(executor):
+            return executor._run_for(self, func, args)
+        if is_process_pool(executor):
             return executor._run_for(self, func, args)
         return asyncio.wrap_future(executor.submit(func, *args), loop=self)
 

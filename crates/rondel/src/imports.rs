@@ -79,6 +79,14 @@ imported! {
     broken_thread_pool = "concurrent.futures.thread"."BrokenThreadPool";
     /// `rondel.pools.threads.ThreadPool`
     thread_pool = "rondel.pools.threads"."ThreadPool";
+    /// `multiprocessing.reduction.ForkingPickler`
+    forking_pickler = "multiprocessing.reduction"."ForkingPickler";
+    /// `copyreg.dispatch_table`
+    dispatch_table = "copyreg"."dispatch_table";
+    /// `pickle.Pickler`
+    pickler = "pickle"."Pickler";
+    /// `pickle.loads`
+    pickle_loads = "pickle"."loads";
     /// `asyncio.futures._convert_future_exc`
     convert_future_exception = "asyncio.futures"."_convert_future_exc";
     /// `asyncio.Protocol`

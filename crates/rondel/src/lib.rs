@@ -78,6 +78,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pools::thread_call::prepare(py);
     module.add_class::<sampler::Sampler>()?;
     module.add_class::<watch::Watchdog>()?;
+    pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

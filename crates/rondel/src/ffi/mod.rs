@@ -10,6 +10,7 @@
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`socket`] | the descriptor of a Python socket object, as it is now |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
+//! | [`shared_buffer`] | memory that crosses between processes |
 //!
 //! The extension declares that it needs the GIL. "Attached" below means: holds it.
 
@@ -20,6 +21,8 @@ pub mod handle;
 mod handle_slots;
 pub mod scheduling;
 pub mod socket;
+#[cfg(target_os = "linux")]
+pub mod shared_buffer;
 mod tasks;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.
