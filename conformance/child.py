@@ -169,7 +169,7 @@ def main() -> None:
         import rondel
 
         if ".test_concurrent_futures" in job.module:
-            swap.install_thread_pool(rondel.ThreadPool)
+            swap.install_pools(rondel.ThreadPool, rondel.ProcessPool)
         else:
             swap.install(rondel.Loop)
 

@@ -12,11 +12,13 @@ import fnmatch
 import sys
 from typing import Literal
 
+#: goes-on     asserts that the standard library's process pool is broken, or cannot cancel any
+#:             more, where rondel's goes on
 #: white-box   asserts on, calls or replaces private parts of asyncio's own loop classes, or mocks a
 #:             function that asyncio's implementation happens to call
 #: twin        the same tests as another class that is run, with something chosen that only asyncio
 #:             has: its selector, its child watcher
-Kind = Literal["white-box", "twin"]
+Kind = Literal["goes-on", "white-box", "twin"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +50,74 @@ SOCKET_MODULE = (
 SELECTOR = "the same tests with another selector of asyncio's; rondel has one poller"
 WATCHER = "the same tests with another of asyncio's child watchers (gone in 3.14)"
 
-OTHER_POOLS = "the same tests with pools of processes or interpreters"
+OTHER_POOLS = "the same tests with pools of interpreters"
+
+POOL_PARTS = (
+    "looks at the parts of the standard library's pool (its manager thread, its queues, the table "
+    "of its processes right after submit()), or replaces them"
+)
+
+
+def _in_pool_tests(
+    module: str, kind: Kind, reason: str, tests: tuple[str, ...]
+) -> tuple[Exclusion, Exclusion]:
+    """The same for the one file that the tests of pools were up to 3.11."""
+    return (
+        Exclusion(module, kind, reason, tests, since=12),
+        Exclusion("test_concurrent_futures", kind, reason, tests, until=11),
+    )
+
 
 TABLE: tuple[Exclusion, ...] = (
-    # ---- pools other than the thread pool
-    *(
-        Exclusion(module, "twin", OTHER_POOLS, ("ProcessPool*",))
-        for module in (
-            "test_concurrent_futures",
-            "test_as_completed",
-            "test_init",
-            "test_shutdown",
-            "test_wait",
-        )
+    # ---- pools of processes
+    *_in_pool_tests(
+        "test_deadlock",
+        "goes-on",
+        "one call that cannot be unpickled, there or here, is that call's error; the standard "
+        "library's pool is broken by it",
+        names(
+            "ProcessPool*.test_",
+            "error_at_task_unpickle exit_at_task_unpickle "
+            "error_during_result_unpickle_in_result_handler "
+            "exit_during_result_unpickle_in_result_handler",
+        ),
     ),
+    *_in_pool_tests(
+        "test_shutdown",
+        "goes-on",
+        "asserts that some of the queued calls cannot be cancelled while workers start, since the "
+        "standard library's pool counts those in its pipe as running",
+        ("ProcessPool*.test_cancel_futures",),
+    ),
+    *_in_pool_tests("test_deadlock", "white-box", POOL_PARTS, ("*.test_shutdown_deadlock_pickle",)),
+    *_in_pool_tests(
+        "test_shutdown",
+        "white-box",
+        POOL_PARTS,
+        names("ProcessPool*.test_", "del_shutdown processes_terminate shutdown_[gn]*"),
+    ),
+    *_in_pool_tests(
+        "test_process_pool",
+        "white-box",
+        POOL_PARTS,
+        names("ProcessPool*.test_", "kill* python_finalization_error s[ah]*"),
+    ),
+    Exclusion(
+        "test_process_pool",
+        "white-box",
+        POOL_PARTS,
+        names(
+            "ProcessPool*.test_",
+            "broken_process_pool_traceback failed_worker_replacement_breaks_pool force_shutdown_* "
+            "gc_during_max_tasks_worker_exit_* terminate_workers",
+        ),
+        since=14,
+    ),
+    # ---- pools of interpreters
     *(
         Exclusion(module, "twin", OTHER_POOLS, ("InterpreterPool*",), since=14)
         for module in ("test_as_completed", "test_init")
     ),
-    Exclusion("test_init", "twin", OTHER_POOLS, ("FailingInitializerResourcesTest.*",), since=12),
     # ---- white-box
     Exclusion(
         "test_base_events",

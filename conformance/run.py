@@ -53,11 +53,13 @@ BEYOND = [
     "test.test_unittest.test_async_case",
     "unittest.test.test_async_case",
 ]
-# The tests of thread pools; the first is one file for all of them, up to 3.11.
+# The tests of thread and process pools; the first is one file for all of them, up to 3.11.
 POOLS = [
     "test.test_concurrent_futures",
     "test.test_concurrent_futures.test_as_completed",
+    "test.test_concurrent_futures.test_deadlock",
     "test.test_concurrent_futures.test_init",
+    "test.test_concurrent_futures.test_process_pool",
     "test.test_concurrent_futures.test_shutdown",
     "test.test_concurrent_futures.test_thread_pool",
     "test.test_concurrent_futures.test_wait",
@@ -99,7 +101,7 @@ class ModuleResult:
             str(len(passed) + self.count("failed")),
             str(len(passed)),
             str(sum(test in self.on_ours for test in passed)),
-            str(self.count("white-box", "twin")),
+            str(self.count("goes-on", "white-box", "twin")),
             str(self.count("skipped")),
             str(self.count("failed")),
             str(self.loops),

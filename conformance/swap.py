@@ -113,24 +113,26 @@ def install(loop_class: type) -> None:
             setattr(module, name, stand_in)
 
 
-def install_thread_pool(pool_class: Any) -> None:
-    """Puts `pool_class` in the place of `concurrent.futures.ThreadPoolExecutor`, here and in the
-    programs that the tests start. To be called before a test module is imported.
+def install_pools(thread_pool: Any, process_pool: Any) -> None:
+    """Puts our pools in the place of `concurrent.futures.ThreadPoolExecutor` and
+    `ProcessPoolExecutor`, here and in the programs that the tests start. To be called before a test
+    module is imported.
     """
-    init = pool_class.__init__
-
-    def counting_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        Created.ours += 1
-        init(self, *args, **kwargs)
-
-    pool_class.__init__ = counting_init
-    concurrent.futures.ThreadPoolExecutor = pool_class
+    for pool_class in (thread_pool, process_pool):
+        _count_instances(pool_class)
+    concurrent.futures.ThreadPoolExecutor = thread_pool
+    concurrent.futures.ProcessPoolExecutor = process_pool
 
     helper: Any = importlib.import_module("test.support.script_helper")
     run = helper.assert_python_ok
-    # The programs import the class by its own name, too.
-    names = f"concurrent.futures.ThreadPoolExecutor = concurrent.futures.{pool_class.__name__}"
-    swap = f"import concurrent.futures, rondel; {names} = rondel.ThreadPool\n"
+    # The programs import the classes by their own names, too.
+    swap = "import concurrent.futures, rondel\n" + "".join(
+        f"concurrent.futures.{name} = concurrent.futures.{ours} = rondel.{ours}\n"
+        for name, ours in (
+            ("ThreadPoolExecutor", thread_pool.__name__),
+            ("ProcessPoolExecutor", process_pool.__name__),
+        )
+    )
 
     def assert_python_ok(*args: str, **kwargs: Any) -> Any:
         if len(args) == 2 and args[0] == "-c":
@@ -138,6 +140,16 @@ def install_thread_pool(pool_class: Any) -> None:
         return run(*args, **kwargs)
 
     helper.assert_python_ok = assert_python_ok
+
+
+def _count_instances(pool_class: Any) -> None:
+    init = pool_class.__init__
+
+    def counting_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        Created.ours += 1
+        init(self, *args, **kwargs)
+
+    pool_class.__init__ = counting_init
 
 
 def adapt(test_module: types.ModuleType) -> None:

@@ -16,6 +16,8 @@ from typing import Any as _Any
 if _sys.platform == "win32":
     raise ImportError("rondel supports Linux and macOS; on Windows use asyncio's own event loops")
 
+# In a worker process the extension may be there before the package, which is told of it here.
+from . import _rondel as _rondel
 from ._rondel import Handle, SocketTransport, TimerHandle, __version__
 from .advice import Recommendation, choose, rule
 from .generators import coroutine

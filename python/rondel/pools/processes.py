@@ -132,17 +132,18 @@ class Workers:
         return process.pid
 
     def _process(self, berth: int, first: int) -> "BaseProcess":
+        target, args = process_worker.entry(
+            self._context.get_start_method() == "fork",
+            _rondel.__file__,
+            process_worker.Descriptors(self._descriptors),
+            berth,
+            first,
+            self._initializer,
+            self._initargs,
+            self._max_tasks,
+        )
         process: BaseProcess = self._context.Process(  # type: ignore[attr-defined]
-            target=process_worker.main,
-            name=f"RondelWorker-{berth}",
-            args=(
-                process_worker.Descriptors(self._descriptors),
-                berth,
-                first,
-                self._initializer,
-                self._initargs,
-                self._max_tasks,
-            ),
+            target=target, args=args, name=f"RondelWorker-{berth}"
         )
         return process
 
@@ -151,8 +152,6 @@ class Workers:
         process = self.processes.pop(berth)
         process.join(60)
         code = process.exitcode
-        if code is not None:
-            process.close()
         return (_how(code), code), code is not None and code < 0
 
     def abandon(self, berth: int) -> tuple[str, int | None]:
