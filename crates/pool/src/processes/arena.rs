@@ -294,3 +294,94 @@ impl View {
         copy
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts() -> (MemoryFile, Arena, Maps) {
+        let range = range_of(None);
+        (MemoryFile::new(FILE_SIZE).unwrap(), Arena::new(range.start, range.end), Maps::default())
+    }
+
+    #[test]
+    fn blocks_do_not_overlap_and_their_names_say_where_they_are() {
+        let (_, mut arena, _) = parts();
+        let mut blocks: Vec<Block> = [1, 4096, 4097, 100_000, 5 << 20, 1, 4 << 20, 9 << 20, 70_000]
+            .into_iter()
+            .map(|len| {
+                let block = arena.allocate(len).unwrap();
+                assert!(block.capacity() >= len as u64);
+                assert_eq!(Block::from_number(block.number()), Some(block));
+                assert_eq!(block.owner(), None);
+                block
+            })
+            .collect();
+        blocks.sort_unstable();
+        for pair in blocks.windows(2) {
+            assert!(pair[0].start() + pair[0].capacity() <= pair[1].start(), "{pair:?}");
+        }
+        assert!(blocks[0].start() >= board::SIZE as u64);
+        for wrong in [0, 12, u64::MAX, FILE_SIZE | 12, UNIT | 63, UNIT | 3] {
+            assert_eq!(Block::from_number(wrong), None, "{wrong:x}");
+        }
+    }
+
+    #[test]
+    fn released_blocks_are_used_again() {
+        let (file, mut arena, _) = parts();
+        let first = arena.allocate(100_000).unwrap();
+        let second = arena.allocate(100_000).unwrap();
+        arena.release(&file, first);
+        assert_eq!(arena.allocate(70_000).unwrap(), first);
+        arena.release(&file, second);
+        assert_ne!(arena.allocate(10_000).unwrap(), second);
+        assert_eq!(arena.allocate(131_072).unwrap(), second);
+    }
+
+    #[test]
+    fn an_arena_ends_where_its_range_does() {
+        let mut arena = Arena::new(UNIT, 4 * UNIT);
+        assert!(arena.allocate(usize::MAX >> 1).is_err());
+        assert!(arena.allocate(8 << 20).is_ok());
+        assert!(arena.allocate(8 << 20).is_err());
+        assert!(arena.allocate(4 << 20).is_ok());
+        assert!(arena.allocate(1).is_err());
+    }
+
+    #[test]
+    fn another_process_s_mapping_shows_the_same_bytes() {
+        let (file, mut arena, mut here) = parts();
+        let mut there = Maps::default();
+        for len in [10, 100_000, 6 << 20] {
+            let block = arena.allocate(len).unwrap();
+            let view = View::of(&mut here, &file, block, 0, len as u64).unwrap();
+            view.write(3, b"rondel");
+            let other = View::of(&mut there, &file, block, 3, 6).unwrap();
+            assert_eq!(other.head(100), b"rondel");
+            assert_ne!(other.address(), view.address());
+            let inner = view.address().as_ptr().wrapping_add(3);
+            assert_eq!(here.find(inner, 5), Some(block.start() + 3));
+            assert!(View::of(&mut here, &file, block, 1, block.capacity()).is_err());
+        }
+        let stack = [0u8; 16];
+        assert_eq!(here.find(stack.as_ptr(), 16), None);
+    }
+
+    #[test]
+    fn memory_beyond_what_is_kept_goes_back() {
+        let (file, mut arena, mut maps) = parts();
+        let blocks: Vec<Block> = (0..3).map(|_| arena.allocate(128 << 20).unwrap()).collect();
+        for block in &blocks {
+            let view = View::of(&mut maps, &file, *block, 0, 4096).unwrap();
+            view.write(0, b"x");
+        }
+        for block in &blocks {
+            arena.release(&file, *block);
+        }
+        let first =
+            |block: Block, maps: &mut Maps| View::of(maps, &file, block, 0, 1).unwrap().head(1);
+        assert_eq!(first(blocks[0], &mut maps), b"x");
+        assert_eq!(first(blocks[2], &mut maps), [0]);
+    }
+}

@@ -208,3 +208,53 @@ impl Lender for Accounts {
         self.drop_use(block);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(number: u64) -> Block {
+        Block::from_number((number + 1) << 22 | 22).unwrap()
+    }
+
+    #[test]
+    fn a_block_is_unused_when_its_last_user_has_gone() {
+        let mut ledger = Ledger::default();
+        let block = block(1);
+        ledger.hold(block);
+        ledger.hold(block);
+        ledger.hand_over(block, 3);
+        assert!(!ledger.let_go(block));
+        assert!(!ledger.returned(block, 4), "it does not use it");
+        assert!(ledger.returned(block, 3));
+        assert!(ledger.is_empty());
+        assert!(!ledger.returned(block, 3) && !ledger.let_go(block));
+    }
+
+    #[test]
+    fn the_dead_use_nothing() {
+        let mut ledger = Ledger::default();
+        for number in 0..3 {
+            ledger.hold(block(number));
+            ledger.hold(block(number));
+            ledger.hand_over(block(number), 5);
+            ledger.hand_over(block(number), 5);
+        }
+        ledger.hold(block(0));
+        ledger.hold(block(1));
+        ledger.hand_over(block(1), 6);
+        assert_eq!(ledger.died(5), [block(2)]);
+        assert_eq!(ledger.died(6), [block(1)]);
+        assert!(ledger.let_go(block(0)));
+    }
+
+    #[test]
+    fn a_place_leads_to_its_block() {
+        let mut ledger = Ledger::default();
+        ledger.hold(block(1));
+        let start = block(1).start();
+        assert_eq!(ledger.find(start + 100, 50), Some(block(1)));
+        assert_eq!(ledger.find(start + block(1).capacity() - 10, 11), None);
+        assert_eq!(ledger.find(start - 1, 1), None);
+    }
+}

@@ -408,6 +408,14 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
             lock(&self.sources).remove(key);
             return Err(error);
         }
+        // It may have claimed a call already, and the call may have been killed.
+        let is_doomed = state.slots.iter().enumerate().any(|(slot, call)| {
+            call.as_ref().is_some_and(|call| call.cause != Cause::Died)
+                && self.board().state(slot) == board::State::Claimed(berth)
+        });
+        if is_doomed {
+            process.signal(libc::SIGKILL);
+        }
         state.berths[berth] = Some(Occupant::Present { process, key });
         Ok(())
     }
