@@ -229,6 +229,7 @@ class ProcessPool(concurrent.futures.Executor):
             a rondel loop.
 
     Raises:
+        NotImplementedError: On systems other than Linux.
         ValueError: ``max_workers``, ``max_tasks_per_child`` or ``start_method`` is out of range.
         TypeError: ``initializer`` cannot be called.
         OSError: The system has no more memory or descriptors.
@@ -247,6 +248,8 @@ class ProcessPool(concurrent.futures.Executor):
         call_timeout: float | None = None,
         cancel_running: bool = False,
     ) -> None:
+        if sys.platform != "linux":
+            raise NotImplementedError("rondel.ProcessPool needs Linux")
         if max_workers is None:
             max_workers = min(_usable_processors() or 1, MAX_WORKERS)
         elif max_workers <= 0:
