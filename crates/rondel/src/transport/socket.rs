@@ -509,8 +509,8 @@ impl SocketTransport {
     }
 
     /// How loop.sendfile() may send over the transport.
-    #[classattr]
-    fn _sendfile_compatible(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    #[getter] // not of the class, for which asyncio would have to be imported before it is needed
+    fn _sendfile_compatible(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Ok(imports::sendfile_mode(py)?.getattr("TRY_NATIVE")?.unbind())
     }
 

@@ -64,8 +64,8 @@ impl TlsTransport {
     }
 
     /// For loop.sendfile(): the file is read and written, since it must be encrypted.
-    #[classattr]
-    fn _sendfile_compatible(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    #[getter]
+    fn _sendfile_compatible(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Ok(imports::sendfile_mode(py)?.getattr(intern!(py, "FALLBACK"))?.unbind())
     }
 
