@@ -20,9 +20,9 @@ pub mod context;
 pub mod handle;
 mod handle_slots;
 pub mod scheduling;
-pub mod socket;
 #[cfg(target_os = "linux")]
 pub mod shared_buffer;
+pub mod socket;
 mod tasks;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.
