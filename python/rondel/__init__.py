@@ -24,7 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import files, http
     from ._rondel import Handle, SocketTransport, TimerHandle, __version__
-    from .advice import Recommendation, choose, rule
+    from .advice import Recommendation, choose
+    from .advice.rule import rule
     from .generators import coroutine
     from .loop import Loop, new_event_loop
     from .policy import EventLoopPolicy, install, uninstall
@@ -35,10 +36,9 @@ if TYPE_CHECKING:
         ProcessPool,
         ThreadPool,
         WorkerDied,
-        offload,
-        offload_map,
         to_thread,
     )
+    from .pools.offload import offload, offload_map
     from .running import run
     from .server import Server
     from .streams import (

@@ -1,6 +1,7 @@
 //! A parent and real worker processes, without Python: calls, deaths, limits, memory.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)] // a failure fails the test
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};

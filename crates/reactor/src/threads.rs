@@ -168,7 +168,8 @@ fn descriptor(fd: i64) -> Doing {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;

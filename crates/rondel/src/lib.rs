@@ -96,6 +96,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(resolve::literal_addresses, module)?)?;
     module.add_class::<fetch::Downloads>()?;
     module.add_function(wrap_pyfunction!(fetch::get, module)?)?;
+    pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::arena::{Block, range_of};
@@ -41,6 +42,8 @@ pub struct Worker {
     store: Store,
     berth: usize,
     borrowed: Arc<Borrowed>,
+    /// Since it last claimed a call.
+    has_slept: AtomicBool,
 }
 
 /// A call that this worker has claimed.
@@ -69,7 +72,13 @@ impl Worker {
         let board = Board::map(&file, bells.map(Bell::inherited))?;
         let range = range_of(Some(berth));
         let store = Store::new(file, Range { start: first.max(range.start), end: range.end });
-        Ok(Worker { board, store, berth, borrowed: Arc::default() })
+        Ok(Worker {
+            board,
+            store,
+            berth,
+            borrowed: Arc::default(),
+            has_slept: AtomicBool::new(false),
+        })
     }
 
     /// Tells the parent how far this worker is.
@@ -80,7 +89,11 @@ impl Worker {
     /// Claims a call, if there is one.
     #[must_use]
     pub fn claim(&self) -> Option<usize> {
-        self.board.claim(self.berth, board::now())
+        let slot = self.board.claim(self.berth, board::now());
+        if slot.is_some() && self.has_slept.swap(false, Ordering::Relaxed) {
+            self.board.pass_on(self.berth);
+        }
+        slot
     }
 
     /// Reads the message of a claimed call.
@@ -114,6 +127,7 @@ impl Worker {
         if self.board.is_stopping() && !self.board.has_work() {
             return Ok(false);
         }
+        self.has_slept.store(true, Ordering::Relaxed);
         self.board.sleep(self.berth)?;
         Ok(!self.board.is_stopping() || self.board.has_work())
     }

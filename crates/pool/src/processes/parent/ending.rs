@@ -39,13 +39,15 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
             }
         }
         let stage = self.board().stage(berth);
-        let count = state.berths.len();
         drop(state);
         self.accounts.bury(berth);
         // It may have been woken for a call that it did not come to claim.
+        let state = lock(&self.state);
+        self.board().forget_sleeper(berth);
         if self.board().has_work() {
-            self.board().wake_one((0..count).filter(|other| *other != berth));
+            self.wake_worker(&state);
         }
+        drop(state);
         Lost { failed, stage }
     }
 

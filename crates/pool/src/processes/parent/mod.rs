@@ -334,10 +334,15 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         state.limited += usize::from(limit.is_some());
         state.slots[slot] = Some(InFlight { id, target, limit, by_loop, sent, cause: Cause::Died });
         self.board().publish(slot);
+        self.wake_worker(state);
+        message
+    }
+
+    /// Sees to it that a worker looks at what was published. With the lock held.
+    fn wake_worker(&self, state: &State<T, B>) {
         let present =
             |berth: &usize| matches!(state.berths[*berth], Some(Occupant::Present { .. }));
         self.board().wake_one((0..state.berths.len()).filter(present));
-        message
     }
 
     /// Copies large messages, without the lock, and puts them up.
