@@ -24,10 +24,10 @@ pub mod confined;
 pub mod context;
 pub mod handle;
 mod handle_slots;
+pub mod handle_types;
 pub mod lookup;
 pub mod openssl;
 pub mod operation;
-pub mod handle_types;
 pub mod scheduling;
 #[cfg(target_os = "linux")]
 pub mod shared_buffer;
