@@ -420,13 +420,19 @@ async def _status_of(index: int) -> None:
 def test_out_of_descriptors(run: Run) -> None:
     async def main() -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        used = len(os.listdir("/proc/self/fd"))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, limits[1]))
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        # The limit is on numbers: those that are free between others are taken first.
+        taken = [os.dup(0)]
+        while taken[-1] < highest:
+            taken.append(os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 3, limits[1]))
         try:
             with pytest.raises(OSError, match="Too many open files"):
                 await exec_("true", stdin=PIPE, stdout=PIPE, stderr=PIPE)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in taken:
+                os.close(fd)
         proc = await exec_("true")
         assert await proc.wait() == 0
 

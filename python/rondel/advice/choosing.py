@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._rondel import Sampler
+from ..cores import queued
 from ..running import run
 from .recommendation import IO_BOUND, VERY_SLOW, Recommendation, Trial
 from .rule import Option
@@ -112,7 +113,7 @@ class _Alone:
         self._sampler = Sampler(SAMPLING)
         self._sampler.start()
         self._cpu_began = time.process_time()
-        self._queued_began = _queued()
+        self._queued_began = queued()
         self._wall_began = time.perf_counter()
 
     def _unfinished(self, seconds: float) -> bool:
@@ -126,7 +127,7 @@ class _Alone:
         self.wall = (time.perf_counter() - self._wall_began) / self._calls
         self.cpu = (time.process_time() - self._cpu_began) / self._calls
         # A busy machine lets a call wait for its core, which is not to wait for I/O.
-        self._busy = self.cpu + (_queued() - self._queued_began) / self._calls
+        self._busy = self.cpu + (queued() - self._queued_began) / self._calls
         sampled, held = self._sampler.stop()
         has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
         self.gil = held / sampled if has_gil and sampled else None
@@ -138,15 +139,6 @@ class _Alone:
     @property
     def io_bound(self) -> bool:
         return self._busy < IO_BOUND * self.wall
-
-
-def _queued() -> float:
-    """Return the seconds for which this thread has waited for a core; 0 where nobody knows."""
-    try:
-        with open("/proc/thread-self/schedstat", "rb") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def _shipping(

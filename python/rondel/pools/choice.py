@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 
+from ..cores import queued
 from .threads import to_thread
 
 _T = TypeVar("_T")
@@ -96,9 +97,12 @@ def can_be_pickled(value: object) -> bool:
     return True
 
 
-def _timed(fn: Callable[..., _T], args: tuple[Any, ...]) -> tuple[_T, float]:
-    before = time.thread_time()
-    return fn(*args), time.thread_time() - before
+def _timed(fn: Callable[..., _T], args: tuple[Any, ...]) -> tuple[_T, float, float]:
+    """Call, and say how long the thread computed, and how long it wanted a core to."""
+    before, queued_before = time.thread_time(), queued()
+    result = fn(*args)
+    computing = time.thread_time() - before
+    return result, computing, computing + queued() - queued_before
 
 
 async def _measured(fn: Callable[..., _T], args: tuple[Any, ...], record: Record) -> _T:
@@ -117,11 +121,11 @@ async def _measured(fn: Callable[..., _T], args: tuple[Any, ...], record: Record
     timers = [loop.call_at(due, look)]
     begun = loop.time()
     try:
-        result, computing = await to_thread(_timed, fn, args)
+        result, computing, wanting = await to_thread(_timed, fn, args)
     finally:
         timers[0].cancel()
     took = loop.time() - begun
     keeps_gil = len(lateness) > 2 and statistics.median(lateness) > 0.5 * sys.getswitchinterval()
-    heavy = computing >= LONG and computing >= BUSY * took and keeps_gil
+    heavy = computing >= LONG and wanting >= BUSY * took and keeps_gil
     record.add(heavy and can_be_pickled((args, result)))
     return result
