@@ -111,6 +111,16 @@ imported! {
     set_unless_cancelled = "asyncio.futures"."_set_result_unless_cancelled";
     /// `rondel.files.refusals.refuse`
     refuse = "rondel.files.refusals"."refuse";
+    /// `rondel.http.exceptions.BadHttpMessage`
+    bad_http_message = "rondel.http.exceptions"."BadHttpMessage";
+    /// `rondel.http.exceptions.ClientConnectionError`
+    client_connection_error = "rondel.http.exceptions"."ClientConnectionError";
+    /// `rondel.http.exceptions.ClientOSError`
+    client_os_error = "rondel.http.exceptions"."ClientOSError";
+    /// `rondel.http.exceptions.ClientPayloadError`
+    client_payload_error = "rondel.http.exceptions"."ClientPayloadError";
+    /// `rondel.http.exceptions.ServerDisconnectedError`
+    server_disconnected = "rondel.http.exceptions"."ServerDisconnectedError";
     /// `os.strerror`
     strerror = "os"."strerror";
     /// `sys.getswitchinterval`

@@ -15,6 +15,7 @@
 //! | [`files`] | files that are opened, read and written on the loop |
 //! | [`sendfile`] | sending files by the system call |
 //! | [`fetch`] | downloads, and the command `rondel get` |
+//! | [`http`] | the HTTP client's connections, responses and bodies |
 //! | [`coroutine`] | coroutines written in Rust |
 //! | [`errors`] | errors between Rust and Python |
 //! | [`sampler`] | what the process's threads are doing, and whether the GIL is held |
@@ -36,6 +37,7 @@ mod fetch;
 mod ffi;
 mod files;
 mod handle;
+mod http;
 mod imports;
 mod pools;
 mod process;
@@ -85,6 +87,10 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<streams::reader::StreamReader>()?;
     module.add_class::<streams::writer::StreamWriter>()?;
     module.add("StreamOperation", ffi::operation::create_type(py)?)?;
+    module.add_class::<http::connection::Connection>()?;
+    module.add_class::<http::head::ResponseHead>()?;
+    module.add_class::<http::stream::StreamReader>()?;
+    ffi::stepping::install::<http::wait::Wait>(py);
     module.add_class::<pools::threads::ThreadPool>()?;
     module.add_class::<pools::threads::Worker>()?;
     module.add_class::<pools::thread_call::Call>()?;

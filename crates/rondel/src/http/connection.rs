@@ -1,0 +1,617 @@
+//! One HTTP/1.1 connection of a client, as the protocol of a transport.
+//!
+//! ```text
+//!        start()           head arrived           body complete
+//! idle ──────────▶ head ────────────────▶ body ───────────────────▶ idle, and on_free(self)
+//! ```
+//!
+//! From start() on the connection is lent: `on_free` is called exactly once for it, when the exchange
+//! is over or has failed. `reusable` then tells whether another may follow. An exchange whose request
+//! body is still being sent when its response is complete ends the connection.
+
+use std::cell::{Cell, RefCell};
+
+use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use pyo3::{PyTraverseError, PyVisit};
+
+use super::framing::{Framing, Part};
+use super::head::{self, ResponseHead};
+use super::stream::StreamReader;
+use super::wait::{Source, Wait};
+use super::{faults, wake};
+use crate::ffi::confined::Confined;
+use crate::imports;
+
+enum Phase {
+    Idle,
+    /// Waiting for a head; with what has arrived of it, and whether the method allows no body.
+    Head {
+        partial: Vec<u8>,
+        bodiless: bool,
+    },
+    Body(Framing),
+}
+
+type Slot = Confined<RefCell<Option<Py<PyAny>>>>;
+
+/// See the module's documentation.
+#[pyclass(frozen, weakref, dict, module = "rondel._rondel", name = "HttpConnection")]
+pub struct Connection {
+    event_loop: Py<PyAny>,
+    on_free: Slot,
+    transport: Slot,
+    /// The exchange's timer, cancelled at its end.
+    timer: Slot,
+    head_waiter: Slot,
+    room_waiter: Slot,
+    phase: Confined<RefCell<Phase>>,
+    /// A head that nobody has taken yet.
+    head: Confined<RefCell<Option<Py<ResponseHead>>>>,
+    /// The body that arrives.
+    body: Confined<RefCell<Option<Py<StreamReader>>>>,
+    /// Why no exchange is possible any more.
+    error: Slot,
+    flags: Confined<Flags>,
+}
+
+#[derive(Default)]
+struct Flags {
+    closed: Cell<bool>,
+    lent: Cell<bool>,
+    keep: Cell<bool>,
+    /// A request body is being sent.
+    sending: Cell<bool>,
+    /// Content encodings are undone.
+    decode: Cell<bool>,
+    reading_paused: Cell<bool>,
+    writing_paused: Cell<bool>,
+    /// Counts arrivals, for the timer that watches for silence.
+    arrivals: Cell<u64>,
+    /// Counts exchanges.
+    exchanges: Cell<u64>,
+}
+
+fn slot() -> Slot {
+    Confined::new(RefCell::new(None))
+}
+
+impl Connection {
+    fn slots(&self) -> [&Slot; 6] {
+        [
+            &self.on_free,
+            &self.transport,
+            &self.timer,
+            &self.head_waiter,
+            &self.room_waiter,
+            &self.error,
+        ]
+    }
+
+    fn flags<'a>(&'a self, py: Python<'a>) -> &'a Flags {
+        self.flags.get(py)
+    }
+
+    fn transport<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.transport.get(py).borrow().as_ref().map(|transport| transport.bind(py).clone())
+    }
+
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let error = self.error.get(py).borrow().as_ref().map(|error| error.clone_ref(py));
+        error.map_or(Ok(()), |error| Err(PyErr::from_value(error.into_bound(py))))
+    }
+
+    /// The head, if it has arrived.
+    pub fn take_head(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let head = self.head.get(py).take();
+        if let Some(head) = head {
+            return Ok(Some(head.into_any()));
+        }
+        self.check(py)?;
+        if matches!(*self.phase.get(py).borrow(), Phase::Head { .. }) {
+            return Ok(None);
+        }
+        Err(PyRuntimeError::new_err("no response is on its way"))
+    }
+
+    pub fn head_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.new_waiter(py, &self.head_waiter)
+    }
+
+    /// Whether the transport takes more.
+    ///
+    /// # Errors
+    /// Why it will never again.
+    pub fn has_room(&self, py: Python<'_>) -> PyResult<bool> {
+        self.check(py)?;
+        let flags = self.flags(py);
+        if flags.closed.get() {
+            return Err(faults::disconnected(py));
+        }
+        Ok(!flags.writing_paused.get())
+    }
+
+    pub fn room_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.new_waiter(py, &self.room_waiter)
+    }
+
+    fn new_waiter(&self, py: Python<'_>, slot: &Slot) -> PyResult<Py<PyAny>> {
+        let future = self.event_loop.call_method0(py, intern!(py, "create_future"))?;
+        let before = slot.get(py).replace(Some(future.clone_ref(py)));
+        wake(py, before)?;
+        Ok(future)
+    }
+
+    fn wake(&self, py: Python<'_>, slot: &Slot) -> PyResult<()> {
+        let waiter = slot.get(py).take();
+        wake(py, waiter)
+    }
+
+    /// The reader has room again.
+    pub fn resume_reading(&self, py: Python<'_>) -> PyResult<()> {
+        if self.flags(py).reading_paused.replace(false)
+            && let Some(transport) = self.transport(py)
+        {
+            transport.call_method0(intern!(py, "resume_reading"))?;
+        }
+        Ok(())
+    }
+
+    fn pause_reading(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.flags(py).reading_paused.replace(true)
+            && let Some(transport) = self.transport(py)
+        {
+            transport.call_method0(intern!(py, "pause_reading"))?;
+        }
+        Ok(())
+    }
+
+    /// Reads what has arrived; an error is the peer's.
+    fn receive(slf: &Bound<'_, Self>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let input = data.as_bytes();
+        let mut at = 0;
+        while at < input.len() {
+            let phase = this.phase.get(py).replace(Phase::Idle);
+            match phase {
+                Phase::Idle => {
+                    // Nobody asked: what follows could be taken for the next response.
+                    this.flags(py).keep.set(false);
+                    return this.shut(py, "close");
+                }
+                Phase::Head { partial, bodiless } => {
+                    match this.receive_head(slf, partial, bodiless, &input[at..])? {
+                        Some(used) => at += used,
+                        None => return Ok(()),
+                    }
+                }
+                Phase::Body(framing) => match this.receive_body(py, framing, data, at)? {
+                    Some(next) => at = next,
+                    None => return Ok(()),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how much of the input was the head's; None when it is incomplete or unusable.
+    fn receive_head(
+        &self,
+        slf: &Bound<'_, Self>,
+        mut partial: Vec<u8>,
+        bodiless: bool,
+        input: &[u8],
+    ) -> PyResult<Option<usize>> {
+        let py = slf.py();
+        let before = partial.len();
+        let parsed = if before == 0 {
+            head::parse(input)
+        } else {
+            partial.extend_from_slice(input);
+            head::parse(&partial)
+        };
+        let (head, length) = match parsed {
+            Ok(Some(parsed)) => parsed,
+            Ok(None) => {
+                if before == 0 {
+                    partial.extend_from_slice(input);
+                }
+                self.phase.get(py).replace(Phase::Head { partial, bodiless });
+                return Ok(None);
+            }
+            Err(text) => return self.fail_badly(py, &text).map(|()| None),
+        };
+        let used = length - before;
+        if head.status < 200 && head.status != 101 {
+            self.phase.get(py).replace(Phase::Head { partial: Vec::new(), bodiless });
+            return Ok(Some(used));
+        }
+        let framing = match head.framing(bodiless) {
+            Ok(framing) => framing,
+            Err(text) => return self.fail_badly(py, &text).map(|()| None),
+        };
+        self.flags(py).keep.set(head.keeps_alive() && !matches!(framing, Framing::UntilClose));
+        let complete = framing.is_complete();
+        let decode = self.flags(py).decode.get() && !complete;
+        let decoder = if decode { head.decoder() } else { None };
+        let connection = (!complete).then(|| slf.clone().unbind());
+        let body = StreamReader::create(self.event_loop.clone_ref(py), connection, decoder);
+        let body = Py::new(py, body)?;
+        let head = Py::new(py, ResponseHead::new(head, body.clone_ref(py)))?;
+        // To the one who waits now: the connection may be lent again before that task runs.
+        let waiter = self.head_waiter.get(py).take();
+        match waiter {
+            Some(waiter) => {
+                if !waiter.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
+                    waiter.call_method1(py, intern!(py, "set_result"), (head,))?;
+                }
+            }
+            None => drop(self.head.get(py).replace(Some(head))),
+        }
+        if !complete {
+            self.phase.get(py).replace(Phase::Body(framing));
+            self.body.get(py).replace(Some(body));
+        }
+        if complete {
+            self.finish(py)?;
+        }
+        Ok(Some(used))
+    }
+
+    /// Takes the rest of the input for the body; returns where it ended, or None when it goes on.
+    fn receive_body(
+        &self,
+        py: Python<'_>,
+        mut framing: Framing,
+        data: &Bound<'_, PyBytes>,
+        mut at: usize,
+    ) -> PyResult<Option<usize>> {
+        let Some(body) = self.body.get(py).borrow().as_ref().map(|body| body.clone_ref(py)) else {
+            return Ok(None);
+        };
+        let body = body.get();
+        let input = data.as_bytes();
+        let (mut too_much, mut ended, mut in_data) = (false, false, false);
+        while at < input.len() && !ended {
+            match framing.next(&input[at..]) {
+                Ok(Part::Data(count)) => {
+                    too_much = body.feed(py, data, at, at + count);
+                    at += count;
+                    ended = framing.is_complete();
+                    in_data = true;
+                }
+                Ok(Part::Skipped(count)) => {
+                    at += count;
+                    if std::mem::take(&mut in_data) {
+                        body.chunk_ended(py);
+                    }
+                }
+                Ok(Part::End(count)) => {
+                    at += count;
+                    ended = true;
+                    body.last_chunk(py);
+                }
+                Err(text) => {
+                    let error = faults::incomplete(py, text);
+                    self.fail(py, error)?;
+                    return Ok(None);
+                }
+            }
+        }
+        if ended {
+            self.finish(py)?;
+            return Ok(Some(at));
+        }
+        self.phase.get(py).replace(Phase::Body(framing));
+        if too_much {
+            self.pause_reading(py)?;
+        }
+        body.wake(py)?;
+        Ok(None)
+    }
+
+    /// The response is complete.
+    fn finish(&self, py: Python<'_>) -> PyResult<()> {
+        let flags = self.flags(py);
+        if flags.sending.get() {
+            flags.keep.set(false);
+        }
+        let body = self.body.get(py).take();
+        if let Some(body) = body {
+            body.get().end(py)?;
+        }
+        self.resume_reading(py)?;
+        self.free(py)
+    }
+
+    /// The exchange is over: tells whoever lent the connection, once.
+    fn free(&self, py: Python<'_>) -> PyResult<()> {
+        let flags = self.flags(py);
+        let timer = self.timer.get(py).take();
+        if let Some(timer) = timer {
+            timer.call_method0(py, intern!(py, "cancel"))?;
+        }
+        if !flags.lent.replace(false) {
+            return Ok(());
+        }
+        if !flags.keep.get() {
+            self.shut(py, "close")?;
+        }
+        Ok(())
+    }
+
+    fn tell(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let on_free = slf.get().on_free.get(py).borrow().as_ref().map(|call| call.clone_ref(py));
+        if let Some(on_free) = on_free {
+            on_free.call1(py, (slf,))?;
+        }
+        Ok(())
+    }
+
+    fn fail_badly(&self, py: Python<'_>, text: &str) -> PyResult<()> {
+        self.fail(py, faults::bad_message(py, text))
+    }
+
+    /// The exchange has failed, and with it the connection.
+    fn fail(&self, py: Python<'_>, error: PyErr) -> PyResult<()> {
+        self.phase.get(py).replace(Phase::Idle);
+        self.flags(py).keep.set(false);
+        if self.error.get(py).borrow().is_none() {
+            let object = crate::errors::exception(py, &error).unbind();
+            self.error.get(py).replace(Some(object));
+        }
+        let body = self.body.get(py).take();
+        if let Some(body) = body {
+            body.get().fail(py, error)?;
+        }
+        self.wake(py, &self.head_waiter)?;
+        self.wake(py, &self.room_waiter)?;
+        self.shut(py, "abort")?;
+        self.free(py)
+    }
+
+    fn shut(&self, py: Python<'_>, how: &str) -> PyResult<()> {
+        self.flags(py).closed.set(true);
+        match self.transport(py) {
+            Some(transport) => transport.call_method0(how).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn lost(&self, py: Python<'_>, cause: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.flags(py).closed.set(true);
+        let transport = self.transport.get(py).take();
+        drop(transport);
+        let phase = self.phase.get(py).replace(Phase::Idle);
+        let error = match phase {
+            Phase::Body(Framing::UntilClose) if cause.is_none() => {
+                self.flags(py).keep.set(false);
+                return self.finish(py);
+            }
+            Phase::Body(Framing::Chunked(_)) => {
+                faults::incomplete(py, "Not enough data to satisfy transfer length header.")
+            }
+            Phase::Body(_) => {
+                faults::incomplete(py, "Not enough data to satisfy content length header.")
+            }
+            _ if cause.is_instance_of::<PyOSError>() => faults::of_system(cause),
+            _ => faults::disconnected(py),
+        };
+        if !cause.is_none() {
+            error.set_cause(py, Some(PyErr::from_value(cause.clone())));
+        }
+        self.fail(py, error)
+    }
+}
+
+/// Runs part of an exchange and then tells `on_free` if the connection is no longer lent.
+fn watched(slf: &Bound<'_, Connection>, f: impl FnOnce() -> PyResult<()>) -> PyResult<()> {
+    let lent = &slf.get().flags(slf.py()).lent;
+    let before = lent.get();
+    let result = f();
+    if before && !lent.get() {
+        Connection::tell(slf)?;
+    }
+    result
+}
+
+#[pymethods]
+impl Connection {
+    #[new]
+    fn new(event_loop: Py<PyAny>) -> Self {
+        Connection {
+            event_loop,
+            on_free: slot(),
+            transport: slot(),
+            timer: slot(),
+            head_waiter: slot(),
+            room_waiter: slot(),
+            phase: Confined::new(RefCell::new(Phase::Idle)),
+            head: Confined::new(RefCell::new(None)),
+            body: Confined::new(RefCell::new(None)),
+            error: slot(),
+            flags: Confined::new(Flags { keep: Cell::new(true), ..Flags::default() }),
+        }
+    }
+
+    fn connection_made(&self, py: Python<'_>, transport: Py<PyAny>) {
+        let before = self.transport.get(py).replace(Some(transport));
+        drop(before);
+    }
+
+    fn data_received(slf: &Bound<'_, Self>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
+        let arrivals = &slf.get().flags(slf.py()).arrivals;
+        arrivals.set(arrivals.get() + 1);
+        watched(slf, || Connection::receive(slf, data))
+    }
+
+    fn eof_received(&self, py: Python<'_>) {
+        self.flags(py).closed.set(true);
+    }
+
+    fn connection_lost(slf: &Bound<'_, Self>, exc: &Bound<'_, PyAny>) -> PyResult<()> {
+        watched(slf, || slf.get().lost(slf.py(), exc))
+    }
+
+    fn pause_writing(&self, py: Python<'_>) {
+        self.flags(py).writing_paused.set(true);
+    }
+
+    fn resume_writing(&self, py: Python<'_>) -> PyResult<()> {
+        self.flags(py).writing_paused.set(false);
+        self.wake(py, &self.room_waiter)
+    }
+
+    /// Begin an exchange: send a request's head, and its body if it is part of `data`. Returns its
+    /// number, for close().
+    ///
+    /// `bodiless`: the response has no body whatever it says (HEAD). `sending`: more of the request
+    /// follows by write(), until sent(). `decode`: undo content encodings. `timer` is cancelled when the exchange is over.
+    #[pyo3(signature = (data, bodiless, sending, decode, timer, on_free, /))]
+    #[allow(clippy::too_many_arguments)]
+    fn start(
+        slf: &Bound<'_, Self>,
+        data: &Bound<'_, PyAny>,
+        bodiless: bool,
+        sending: bool,
+        decode: bool,
+        timer: Option<Py<PyAny>>,
+        on_free: Option<Py<PyAny>>,
+    ) -> PyResult<u64> {
+        let (py, this) = (slf.py(), slf.get());
+        let flags = this.flags(py);
+        let Some(transport) = this.transport(py).filter(|_| !flags.closed.get()) else {
+            return Err(faults::disconnected(py));
+        };
+        if flags.lent.get() {
+            return Err(PyRuntimeError::new_err("the connection is in use"));
+        }
+        flags.lent.set(true);
+        flags.sending.set(sending);
+        flags.decode.set(decode);
+        let before = (
+            this.timer.get(py).replace(timer),
+            this.on_free.get(py).replace(on_free),
+            this.head.get(py).take(),
+        );
+        this.phase.get(py).replace(Phase::Head { partial: Vec::new(), bodiless });
+        drop(before);
+        let number = flags.exchanges.get() + 1;
+        flags.exchanges.set(number);
+        transport.call_method1(intern!(py, "write"), (data,))?;
+        Ok(number)
+    }
+
+    /// Wait for the response's head.
+    fn response(slf: Py<Self>) -> Wait {
+        Wait::new(Source::Head(slf))
+    }
+
+    /// Send more of the request.
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.check(py)?;
+        match self.transport(py).filter(|_| !self.flags(py).closed.get()) {
+            Some(transport) => transport.call_method1(intern!(py, "write"), (data,)).map(drop),
+            None => Err(faults::disconnected(py)),
+        }
+    }
+
+    /// Wait until there is room to write.
+    fn drain(slf: Py<Self>) -> Wait {
+        Wait::new(Source::Room(slf))
+    }
+
+    /// The request has been sent whole.
+    fn sent(&self, py: Python<'_>) {
+        self.flags(py).sending.set(false);
+    }
+
+    /// End the exchange with an exception for who waits for it or reads, and the connection with it.
+    fn fail_with(slf: &Bound<'_, Self>, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        watched(slf, || slf.get().fail(slf.py(), PyErr::from_value(error.clone())))
+    }
+
+    /// Close the connection; who waits for its exchange gets ClientConnectionError. With the number of
+    /// an exchange: only if that is still going on.
+    #[pyo3(signature = (exchange=None, /))]
+    fn close(slf: &Bound<'_, Self>, exchange: Option<u64>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let flags = this.flags(py);
+        if exchange.is_some_and(|number| number != flags.exchanges.get() || !flags.lent.get()) {
+            return Ok(());
+        }
+        watched(slf, || {
+            if !this.flags(py).lent.get() {
+                return this.shut(py, "close");
+            }
+            let error = imports::client_connection_error(py)?.call1(("Connection closed",))?;
+            this.fail(py, PyErr::from_value(error))
+        })
+    }
+
+    /// Whether another exchange can begin.
+    #[getter]
+    fn reusable(&self, py: Python<'_>) -> bool {
+        let flags = self.flags(py);
+        flags.keep.get() && !flags.closed.get() && !flags.lent.get()
+    }
+
+    /// Whether an exchange is going on.
+    #[getter]
+    fn lent(&self, py: Python<'_>) -> bool {
+        self.flags(py).lent.get()
+    }
+
+    /// Whether reading is stopped because the body is not read.
+    #[getter]
+    fn reading_paused(&self, py: Python<'_>) -> bool {
+        self.flags(py).reading_paused.get()
+    }
+
+    /// How often something has arrived.
+    #[getter]
+    fn arrivals(&self, py: Python<'_>) -> u64 {
+        self.flags(py).arrivals.get()
+    }
+
+    /// The transport, until the connection is lost.
+    #[getter(transport)]
+    fn transport_object<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.transport(py)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        for slot in self.slots() {
+            if let Some(cell) = slot.in_traverse(&visit)
+                && let Ok(object) = cell.try_borrow()
+            {
+                visit.call(&*object)?;
+            }
+        }
+        if let Some(cell) = self.head.in_traverse(&visit)
+            && let Ok(head) = cell.try_borrow()
+        {
+            visit.call(&*head)?;
+        }
+        if let Some(cell) = self.body.in_traverse(&visit)
+            && let Ok(body) = cell.try_borrow()
+        {
+            visit.call(&*body)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        for slot in self.slots() {
+            let object = slot.get(py).take();
+            drop(object);
+        }
+        let head = self.head.get(py).take();
+        let body = self.body.get(py).take();
+        drop((head, body));
+    }
+}

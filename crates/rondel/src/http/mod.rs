@@ -1,0 +1,38 @@
+//! The HTTP client's hot path: one HTTP/1.1 connection as a protocol of the loop's own transports.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`connection`] | the protocol: sends a request, parses what arrives, tells when it is free again |
+//! | [`head`] | a response's first part, parsed and as Python sees it |
+//! | [`framing`] | where a body ends: length, chunks, or the connection's end |
+//! | [`decode`] | content encodings: gzip, deflate, br, zstd |
+//! | [`queue`] | what has arrived of a body and was not read |
+//! | [`stream`] | the body as `response.content` |
+//! | [`faults`] | the exceptions |
+//! | [`wait`] | the awaitable of all reads: no Future when what it wants has arrived |
+//!
+//! Bytes come from [`crate::transport`], whose TLS is the program's own `ssl.SSLContext`; what happens
+//! once per connection (names, connecting, proxies) and the session's rules are `rondel.http` in
+//! Python. There is no executor: the transport calls the parser, and the parser wakes the one task
+//! that waits.
+
+pub mod connection;
+mod decode;
+mod faults;
+mod framing;
+pub mod head;
+mod queue;
+pub mod stream;
+pub mod wait;
+
+use pyo3::prelude::*;
+
+/// Wakes a task that waits for `waiter`.
+fn wake(py: Python<'_>, waiter: Option<Py<PyAny>>) -> PyResult<()> {
+    if let Some(waiter) = waiter
+        && !waiter.call_method0(py, pyo3::intern!(py, "done"))?.is_truthy(py)?
+    {
+        waiter.call_method1(py, pyo3::intern!(py, "set_result"), (py.None(),))?;
+    }
+    Ok(())
+}

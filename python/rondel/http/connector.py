@@ -1,0 +1,393 @@
+"""Where connections come from: made, kept alive, counted, and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl as ssl_module
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from .._rondel import HttpConnection
+from ..loop import Loop
+from .exceptions import (
+    ClientConnectionError,
+    ClientConnectorCertificateError,
+    ClientConnectorDNSError,
+    ClientConnectorError,
+    ClientConnectorSSLError,
+    ConnectionTimeoutError,
+    UnixClientConnectorError,
+)
+
+if TYPE_CHECKING:
+    from .options import ClientTimeout
+
+SSLArgument = ssl_module.SSLContext | bool
+
+
+class ConnectionKey(NamedTuple):
+    """What connections must have in common to stand in for each other."""
+
+    host: str
+    port: int | None
+    is_ssl: bool
+    ssl: SSLArgument
+    server_hostname: str | None
+
+
+@functools.cache
+def _default_context(verified: bool) -> ssl_module.SSLContext:
+    context = ssl_module.create_default_context()
+    if not verified:
+        context.check_hostname = False
+        context.verify_mode = ssl_module.CERT_NONE
+    context.set_alpn_protocols(("http/1.1",))
+    return context
+
+
+def running_loop() -> Loop:
+    """The running loop; RuntimeError when there is none or it is not rondel's."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, Loop):
+        raise RuntimeError(
+            "rondel.http runs on rondel's event loop only (start the program with rondel.run() or "
+            f"rondel.install()); this one is {type(loop).__module__}.{type(loop).__qualname__}"
+        )
+    return loop
+
+
+class BaseConnector:
+    """A pool of connections.
+
+    `limit`: connections in use at the same time (0: no limit), `limit_per_host`: the same for one
+    host, port and kind of TLS. `keepalive_timeout`: for how many seconds an unused connection is
+    kept. `force_close`: keep none.
+    """
+
+    def __init__(
+        self,
+        *,
+        keepalive_timeout: float | None = 15.0,
+        force_close: bool = False,
+        limit: int = 100,
+        limit_per_host: int = 0,
+        enable_cleanup_closed: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        del enable_cleanup_closed, loop  # aiohttp's; the first is needless, the second implied
+        self._loop = running_loop()
+        self._keepalive = 15.0 if keepalive_timeout is None else keepalive_timeout
+        self._force_close = force_close
+        self._limit = limit
+        self._limit_per_host = limit_per_host
+        self._closed = False
+        self._idle: dict[ConnectionKey, list[HttpConnection]] = {}
+        self._all: set[HttpConnection] = set()
+        # Slots that are taken: by connections in use and by those being made.
+        self._taken = 0
+        self._taken_per_host: dict[ConnectionKey, int] = {}
+        self._waiters: deque[tuple[ConnectionKey, asyncio.Future[None]]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    @property
+    def force_close(self) -> bool:
+        """Whether connections are closed after one request."""
+        return self._force_close
+
+    @property
+    def limit(self) -> int:
+        """How many connections may be in use at the same time; 0 is no limit."""
+        return self._limit
+
+    @property
+    def limit_per_host(self) -> int:
+        """How many connections to one host may be in use at the same time; 0 is no limit."""
+        return self._limit_per_host
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._taken} in use>"
+
+    def _has_room(self, key: ConnectionKey) -> bool:
+        if self._limit and self._taken >= self._limit:
+            return False
+        of_host = self._limit_per_host
+        return not of_host or self._taken_per_host.get(key, 0) < of_host
+
+    def _take_slot(self, key: ConnectionKey) -> None:
+        self._taken += 1
+        if self._limit_per_host:
+            self._taken_per_host[key] = self._taken_per_host.get(key, 0) + 1
+
+    def _give_slot(self, key: ConnectionKey) -> None:
+        self._taken -= 1
+        if self._limit_per_host:
+            left = self._taken_per_host[key] - 1
+            if left:
+                self._taken_per_host[key] = left
+            else:
+                del self._taken_per_host[key]
+        if self._waiters:
+            self._admit()
+
+    def _admit(self) -> None:
+        """Give free slots to those who have waited longest."""
+        blocked = []
+        while self._waiters:
+            key, waiter = self._waiters.popleft()
+            if waiter.done():
+                continue
+            if self._has_room(key):
+                self._take_slot(key)
+                waiter.set_result(None)
+            else:
+                blocked.append((key, waiter))
+                if not self._limit_per_host:
+                    break
+        self._waiters.extendleft(reversed(blocked))
+
+    def idle_connection(self, key: ConnectionKey) -> HttpConnection | None:
+        """Take an unused connection, without waiting; None when there is none or no slot."""
+        idle = self._idle.get(key)
+        if not idle or self._waiters or not self._has_room(key):
+            return None
+        connection = self._pop(key, idle)
+        if connection is not None:
+            self._take_slot(key)
+        return connection
+
+    def _pop(self, key: ConnectionKey, idle: list[HttpConnection]) -> HttpConnection | None:
+        while idle:
+            connection = idle.pop()
+            if connection.reusable:
+                return connection
+            self._all.discard(connection)
+        del self._idle[key]
+        return None
+
+    async def connect(self, key: ConnectionKey, timeout: ClientTimeout) -> HttpConnection:
+        """Get a connection: an unused one, or a new one when a slot is free.
+
+        Raises ConnectionTimeoutError and ClientConnectorError.
+        """
+        try:
+            async with asyncio.timeout(timeout.connect or None):
+                await self._wait_for_slot(key)
+                try:
+                    if self._closed:
+                        raise ClientConnectionError("Connector is closed.")
+                    idle = self._idle.get(key)
+                    connection = self._pop(key, idle) if idle else None
+                    if connection is None:
+                        connection = await self._make(key, timeout)
+                except BaseException:
+                    self._give_slot(key)
+                    raise
+                return connection
+        except ConnectionTimeoutError:
+            raise
+        except TimeoutError as error:
+            raise ConnectionTimeoutError(f"Connection timeout to host {key.host}") from error
+
+    async def _wait_for_slot(self, key: ConnectionKey) -> None:
+        if not self._waiters and self._has_room(key):
+            self._take_slot(key)
+            return
+        waiter = self._loop.create_future()
+        self._waiters.append((key, waiter))
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._give_slot(key)
+            raise
+
+    async def _make(self, key: ConnectionKey, timeout: ClientTimeout) -> HttpConnection:
+        connection = HttpConnection(self._loop)
+        connection.key = key
+        try:
+            async with asyncio.timeout(timeout.sock_connect or None):
+                await self._open(key, connection)
+        except (ssl_module.CertificateError, ssl_module.SSLCertVerificationError) as error:
+            raise ClientConnectorCertificateError(key, error) from error
+        except ssl_module.SSLError as error:
+            raise ClientConnectorSSLError(key, error) from error
+        except socket.gaierror as error:
+            raise ClientConnectorDNSError(key, error) from error
+        except TimeoutError as error:
+            if error.errno is not None:  # the system's own
+                raise self._error(key, error) from error
+            raise ConnectionTimeoutError(f"Connection timeout to host {key.host}") from error
+        except OSError as error:
+            raise self._error(key, error) from error
+        if self._closed:
+            connection.close()
+            raise ClientConnectionError("Connector is closed.")
+        self._all.add(connection)
+        return connection
+
+    def _error(self, key: ConnectionKey, error: OSError) -> ClientConnectorError:
+        return ClientConnectorError(key, error)
+
+    async def _open(self, key: ConnectionKey, connection: HttpConnection) -> None:
+        raise NotImplementedError
+
+    def release(self, connection: HttpConnection) -> None:
+        """Take back a connection whose exchange is over; its slot becomes free."""
+        key: ConnectionKey = connection.key
+        if connection.reusable and not self._force_close and not self._closed and self._keepalive:
+            connection.idle_since = self._loop.time()
+            idle = self._idle.get(key)
+            if idle is None:
+                self._idle[key] = [connection]
+            else:
+                idle.append(connection)
+            if self._sweeper is None:
+                self._sweeper = self._loop.call_later(self._keepalive, self._sweep)
+        else:
+            self._all.discard(connection)
+            connection.close()
+        self._give_slot(key)
+
+    def _sweep(self) -> None:
+        """Close what has been unused for too long."""
+        self._sweeper = None
+        oldest = self._loop.time() - self._keepalive
+        for key, idle in list(self._idle.items()):
+            kept = []
+            for connection in idle:
+                if connection.reusable and connection.idle_since > oldest:
+                    kept.append(connection)
+                else:
+                    self._all.discard(connection)
+                    connection.close()
+            if kept:
+                self._idle[key] = kept
+            else:
+                del self._idle[key]
+        if self._idle:
+            first = min(
+                connection.idle_since for idle in self._idle.values() for connection in idle
+            )
+            self._sweeper = self._loop.call_at(first + self._keepalive, self._sweep)
+
+    async def close(self) -> None:
+        """Close all connections, also those in use."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        self._idle.clear()
+        connections, self._all = self._all, set()
+        for connection in connections:
+            connection.close()
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(ClientConnectionError("Connector is closed."))
+        self._waiters.clear()
+        # A turn for the sockets to be closed in.
+        await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+
+class TCPConnector(BaseConnector):
+    """Connections over TCP, and over TLS where the URL says https.
+
+    `ssl`: True checks certificates by the system's authorities, False checks nothing, an
+    `ssl.SSLContext` is used as it is. `family`, `local_addr`, `happy_eyeballs_delay` and
+    `interleave` are those of `loop.create_connection`. Names are resolved by the loop's
+    getaddrinfo, for each new connection; `use_dns_cache` and `ttl_dns_cache` are accepted and
+    change nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        ssl: SSLArgument = True,
+        use_dns_cache: bool = True,
+        ttl_dns_cache: int | None = 10,
+        family: socket.AddressFamily = socket.AddressFamily.AF_UNSPEC,
+        local_addr: tuple[str, int] | None = None,
+        happy_eyeballs_delay: float | None = 0.25,
+        interleave: int | None = None,
+        keepalive_timeout: float | None = 15.0,
+        force_close: bool = False,
+        limit: int = 100,
+        limit_per_host: int = 0,
+        enable_cleanup_closed: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(
+            keepalive_timeout=keepalive_timeout,
+            force_close=force_close,
+            limit=limit,
+            limit_per_host=limit_per_host,
+            enable_cleanup_closed=enable_cleanup_closed,
+            loop=loop,
+        )
+        del use_dns_cache, ttl_dns_cache
+        self.ssl = check_ssl(ssl)
+        self._arguments: dict[str, Any] = {"family": family, "local_addr": local_addr}
+        if happy_eyeballs_delay is not None:
+            self._arguments["happy_eyeballs_delay"] = happy_eyeballs_delay
+        if interleave is not None:
+            self._arguments["interleave"] = interleave
+
+    async def _open(self, key: ConnectionKey, connection: HttpConnection) -> None:
+        context: ssl_module.SSLContext | None = None
+        if key.is_ssl:
+            chosen = self.ssl if key.ssl is True else key.ssl
+            if isinstance(chosen, bool):
+                # Reading the system's authorities takes 10 ms and more: not on the loop's thread.
+                context = await self._loop.run_in_executor(None, _default_context, chosen)
+            else:
+                context = chosen
+        await self._loop.create_connection(
+            lambda: connection,
+            key.host,
+            key.port,
+            ssl=context,
+            server_hostname=(key.server_hostname or key.host) if context else None,
+            **self._arguments,
+        )
+
+
+class UnixConnector(BaseConnector):
+    """Connections to a Unix socket; the URLs' hosts are only named in the requests."""
+
+    def __init__(self, path: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._path = path
+
+    @property
+    def path(self) -> str:
+        """The socket's path."""
+        return self._path
+
+    def _error(self, key: ConnectionKey, error: OSError) -> ClientConnectorError:
+        return UnixClientConnectorError(self._path, key, error)
+
+    async def _open(self, key: ConnectionKey, connection: HttpConnection) -> None:
+        if key.is_ssl:
+            raise NotImplementedError("rondel.http does not speak TLS over Unix sockets")
+        await self._loop.create_unix_connection(lambda: connection, self._path)
+
+
+def check_ssl(ssl: object) -> SSLArgument:
+    """The argument `ssl`, or TypeError."""
+    if isinstance(ssl, (bool, ssl_module.SSLContext)):
+        return ssl
+    raise TypeError(f"ssl should be SSLContext or bool, got {ssl!r} instead.")

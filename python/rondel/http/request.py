@@ -1,0 +1,157 @@
+"""A request made ready: its header fields, how its body is sent, and which connections serve it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
+from yarl import URL
+
+from .._rondel import __version__ as _version
+from .connector import ConnectionKey
+from .cookies import cookie_header
+from .formdata import Payload
+from .response import RequestInfo
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
+
+_USER_AGENT = f"Python/{sys.version_info[0]}.{sys.version_info[1]} rondel/{_version}"
+_AUTOMATIC = (
+    ("Accept", "*/*"),
+    ("Accept-Encoding", "gzip, deflate, br, zstd"),
+    ("User-Agent", _USER_AGENT),
+)
+# Methods whose requests have no body unless one is given.
+_BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+class Exchange:
+    """A request that is ready to be sent, also more than once."""
+
+    __slots__ = ("chunked", "head", "headers", "key", "method", "payload", "url")
+
+    def __init__(
+        self,
+        method: str,
+        url: URL,
+        key: ConnectionKey,
+        headers: CIMultiDict[str],
+        payload: Payload | None,
+        chunked: bool,
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.key = key
+        self.headers = headers
+        self.payload = payload
+        self.chunked = chunked
+        fields = "".join([_field(name, value) for name, value in headers.items()])
+        self.head = f"{method} {url.raw_path_qs} HTTP/1.1\r\n{fields}\r\n".encode()
+
+    def info(self) -> RequestInfo:
+        """As exceptions tell it."""
+        headers = CIMultiDictProxy(self.headers)
+        return RequestInfo(self.url.with_fragment(None), self.method, headers, self.url)
+
+
+def _field(name: str, value: str) -> str:
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"Invalid header name: {name!r}")
+    if "\r" in value or "\n" in value or "\0" in value:
+        raise ValueError(
+            "Newline, carriage return, or null byte detected in headers. "
+            "Potential header injection attack."
+        )
+    return f"{name}: {value}\r\n"
+
+
+def merged(defaults: CIMultiDict[str], headers: Headers | None) -> CIMultiDict[str]:
+    """The session's header fields with a request's over them, as a new multi-dictionary."""
+    result = CIMultiDict(defaults)
+    if headers:
+        given = headers
+        if not isinstance(given, (MultiDict, MultiDictProxy)):
+            given = CIMultiDict(given)
+        seen: set[str] = set()
+        for name, value in given.items():
+            # The first one replaces the defaults; the same name again is another field.
+            if name.lower() in seen:
+                result.add(name, value)
+            else:
+                result[name] = value
+                seen.add(name.lower())
+    return result
+
+
+def prepare(
+    method: str,
+    url: URL,
+    given: CIMultiDict[str],
+    *,
+    skipped: frozenset[str],
+    cookies: Mapping[str, Any],
+    authorization: str | None,
+    payload: Payload | None,
+    chunked: bool | None,
+    ssl: Any,
+    server_hostname: str | None,
+) -> Exchange:
+    """Make a request ready.
+
+    `skipped` are names (in lower case) of fields that are not added by themselves. ValueError
+    for what no header can carry.
+    """
+    if not _TOKEN.fullmatch(method):
+        raise ValueError(f"Method cannot contain non-token characters {method!r}")
+    headers: CIMultiDict[str] = CIMultiDict()
+    headers["Host"] = given.get("Host", url.host_port_subcomponent or "")
+    for name, value in given.items():
+        if name.lower() != "host":
+            headers.add(name, value)
+    for name, value in _AUTOMATIC:
+        if name not in headers and name.lower() not in skipped:
+            headers[name] = value
+    if cookies:
+        sent = cookie_header(cookies.values())
+        before = headers.get("Cookie")
+        headers["Cookie"] = f"{before}; {sent}" if before else sent
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    in_chunks = _frame(method, headers, skipped, payload, chunked)
+    key = ConnectionKey(url.raw_host or "", url.port, url.scheme == "https", ssl, server_hostname)
+    return Exchange(method, url, key, headers, payload, in_chunks)
+
+
+def _frame(
+    method: str,
+    headers: CIMultiDict[str],
+    skipped: frozenset[str],
+    payload: Payload | None,
+    chunked: bool | None,
+) -> bool:
+    """Set the fields that describe the body; returns whether it goes in HTTP chunks."""
+    if payload is not None and payload.content_type and "content-type" not in skipped:
+        headers.setdefault("Content-Type", payload.content_type)
+    elif method in ("POST", "PUT", "PATCH") and "content-type" not in skipped:
+        headers.setdefault("Content-Type", "application/octet-stream")
+    if "chunked" in headers.get("Transfer-Encoding", "").lower():
+        if chunked:
+            raise ValueError('chunked can not be set if "Transfer-Encoding: chunked" header is set')
+        return payload is not None
+    if payload is None and not chunked:
+        if method not in _BODILESS:
+            headers.setdefault("Content-Length", "0")
+        return False
+    if chunked and "Content-Length" in headers:
+        raise ValueError("chunked can not be set if Content-Length header is set")
+    if "Content-Length" in headers:
+        return False
+    if payload is not None and payload.length is not None and not chunked:
+        headers["Content-Length"] = str(payload.length)
+        return False
+    headers["Transfer-Encoding"] = "chunked"
+    return True

@@ -1,0 +1,174 @@
+"""An exchange on a connection: the request goes, the response's head comes, timers watch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from .._rondel import HttpConnection, HttpHead
+from ..loop import Loop
+from .exceptions import (
+    ClientOSError,
+    ClientPayloadError,
+    ServerDisconnectedError,
+    SocketTimeoutError,
+)
+from .request import Exchange
+
+
+class Timers:
+    """The timers of an exchange: all the time it may take, and how long the server is silent."""
+
+    __slots__ = ("connection", "loop", "quiet", "seen", "silence", "silence_handle", "total_handle")
+
+    def __init__(
+        self, loop: Loop, connection: HttpConnection, deadline: float | None, silence: float
+    ) -> None:
+        self.loop = loop
+        self.connection = connection
+        self.seen = connection.arrivals
+        self.quiet = 0
+        self.silence = silence
+        self.total_handle: asyncio.TimerHandle | None = None
+        if deadline is not None:
+            self.total_handle = loop.call_at(deadline, expired, connection)
+        self.silence_handle: asyncio.TimerHandle | None = loop.call_later(silence / 4, self.listen)
+
+    def listen(self) -> None:
+        """Nothing may have come since the last look."""
+        connection = self.connection
+        seen = connection.arrivals
+        if self.seen != seen or connection.reading_paused:
+            self.seen = seen
+            self.quiet = 0
+        else:
+            # Counted in looks and not from each arrival: exact to a quarter.
+            self.quiet += 1
+            if self.quiet >= 4:
+                connection.fail_with(SocketTimeoutError("Timeout on reading data from socket"))
+                return
+        self.silence_handle = self.loop.call_later(self.silence / 4, self.listen)
+
+    def cancel(self) -> None:
+        """The exchange is over."""
+        for handle in (self.total_handle, self.silence_handle):
+            if handle is not None:
+                handle.cancel()
+
+
+def expired(connection: HttpConnection) -> None:
+    """Timer: the exchange took too long."""
+    connection.fail_with(TimeoutError())
+
+
+def begin(
+    connection: HttpConnection,
+    data: bytes,
+    bodiless: bool,
+    streamed: bool,
+    decode: bool,
+    timer: Any,
+    release: Callable[[HttpConnection], None],
+) -> int:
+    """Begin an exchange, as HttpConnection.start(); when that fails the connection is closed."""
+    try:
+        return connection.start(data, bodiless, streamed, decode, timer, release)
+    except BaseException:
+        if timer is not None:
+            timer.cancel()
+        lent = connection.lent
+        connection.close()
+        if not lent:
+            release(connection)
+        raise
+
+
+async def send(
+    loop: Loop,
+    connection: HttpConnection,
+    exchange: Exchange,
+    decode: bool,
+    deadline: float | None,
+    silence: float | None,
+    release: Callable[[HttpConnection], None],
+) -> HttpHead:
+    """Send a request and wait for its response's head; when that fails the connection is closed.
+
+    `decode`: undo content encodings. `deadline` is a time of the loop, `silence` a number of
+    seconds. `release` is called once, when the whole exchange is over.
+    """
+    timer: Any = None
+    if silence:
+        timer = Timers(loop, connection, deadline, silence)
+    elif deadline is not None:
+        timer = loop.call_at(deadline, expired, connection)
+    payload = exchange.payload
+    data = exchange.head
+    streamed = payload is not None and payload.data is None
+    if exchange.chunked and not streamed:
+        data += _chunk(payload.data or b"" if payload is not None else b"") + _LAST_CHUNK
+    elif payload is not None and not streamed:
+        data += payload.data or b""
+    number = begin(connection, data, exchange.method == "HEAD", streamed, decode, timer, release)
+    try:
+        if streamed:
+            return await _upload(loop, connection, exchange)
+        return await connection.response()
+    except BaseException:
+        # Not another's: when the response is complete the connection may be in use again.
+        connection.close(number)
+        raise
+
+
+async def _upload(loop: Loop, connection: HttpConnection, exchange: Exchange) -> HttpHead:
+    """Send the body's pieces while the response may already come."""
+    writer = loop.create_task(_write_body(connection, exchange))
+    writer.add_done_callback(_written)
+    connection.writer = writer  # keeps the task
+    try:
+        return await connection.response()
+    except BaseException:
+        writer.cancel()
+        raise
+
+
+def _written(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+async def _write_body(connection: HttpConnection, exchange: Exchange) -> None:
+    payload, chunked = exchange.payload, exchange.chunked
+    if payload is None or payload.open is None:
+        return
+    pieces = payload.open()
+    left = int(length) if (length := exchange.headers.get("Content-Length")) else None
+    try:
+        async for piece in pieces:
+            await connection.drain()
+            data = bytes(piece)
+            if left is not None:
+                data = data[:left]
+                left -= len(data)
+            connection.write(_chunk(data) if chunked else data)
+        if left:
+            raise ClientPayloadError("The request's body is shorter than its Content-Length")
+        if chunked:
+            connection.write(_LAST_CHUNK)
+        connection.sent()
+    except (ClientOSError, ServerDisconnectedError):
+        pass  # whoever waits for the response is told
+    except Exception as error:
+        connection.fail_with(error)
+    finally:
+        close = getattr(pieces, "aclose", None)
+        if close is not None:
+            await close()
