@@ -21,6 +21,7 @@ TOLERANCE = 1 << 20
 TLS_TOLERANCE = 4 << 20
 # Objects that the interpreter makes once in a while for itself (a resized table, a cache's entry).
 OBJECTS = 20
+ATTEMPTS = 3
 
 
 @pytest.fixture(params=["asyncio", "rondel"])
@@ -44,39 +45,48 @@ def measure(*arguments: object) -> tuple[dict[str, int], dict[str, int]]:
     return held["before"], held["after"]
 
 
-def assert_same(before: dict[str, int], after: dict[str, int], tolerance: int = TOLERANCE) -> None:
-    told = f"before {before}, after {after}"
-    assert after["fds"] == before["fds"], told
-    assert after["threads"] == before["threads"], told
-    assert after["objects"] - before["objects"] <= OBJECTS, told
-    assert after["resident"] - before["resident"] <= tolerance, told
+def assert_nothing_stays(*arguments: object, tolerance: int = TOLERANCE) -> None:
+    """Run the program; what it held before is what it holds after.
+
+    Memory is measured again when it has grown: the allocator keeps some now and then, a leak is
+    there each time.
+    """
+    for attempt in range(ATTEMPTS):
+        before, after = measure(*arguments)
+        told = f"before {before}, after {after}"
+        assert after["fds"] == before["fds"], told
+        assert after["threads"] == before["threads"], told
+        assert after["objects"] - before["objects"] <= OBJECTS, told
+        if after["resident"] - before["resident"] <= tolerance:
+            return
+    raise AssertionError(f"{told}, and likewise {attempt} times before")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_connections(loop_name: str) -> None:
     # 12 ways, of which one is refused and one cancelled: this opens at least 10,000.
-    assert_same(*measure(loop_name, "connections", 2400, 12_000))
+    assert_nothing_stays(loop_name, "connections", 2400, 12_000)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_tls_connections(loop_name: str) -> None:
     # 10 ways, of which two never come to a handshake's end: this makes at least 1,000.
-    assert_same(*measure(loop_name, "tls", 500, 1300), TLS_TOLERANCE)
+    assert_nothing_stays(loop_name, "tls", 500, 1300, tolerance=TLS_TOLERANCE)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_tls_connections_while_the_collector_runs(loop_name: str) -> None:
-    assert_same(*measure(loop_name, "tls_collecting", 20, 30), TLS_TOLERANCE)
+    assert_nothing_stays(loop_name, "tls_collecting", 20, 30, tolerance=TLS_TOLERANCE)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_connections_while_the_collector_runs(loop_name: str) -> None:
-    assert_same(*measure(loop_name, "collecting", 10, 40))
+    assert_nothing_stays(loop_name, "collecting", 10, 40)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "scenario", ["closed_loop", "closed_with_work", "dropped_loop", "dropped_with_work"]
 )
 def test_loops(loop_name: str, scenario: str) -> None:
-    assert_same(*measure(loop_name, scenario, 200, 1000))
+    assert_nothing_stays(loop_name, scenario, 200, 1000)
