@@ -51,7 +51,7 @@ def assert_nothing_stays(*arguments: object, tolerance: int = TOLERANCE) -> None
     Memory is measured again when it has grown: the allocator keeps some now and then, a leak is
     there each time.
     """
-    for attempt in range(ATTEMPTS):
+    for _ in range(ATTEMPTS):
         before, after = measure(*arguments)
         told = f"before {before}, after {after}"
         assert after["fds"] == before["fds"], told
@@ -59,7 +59,7 @@ def assert_nothing_stays(*arguments: object, tolerance: int = TOLERANCE) -> None
         assert after["objects"] - before["objects"] <= OBJECTS, told
         if after["resident"] - before["resident"] <= tolerance:
             return
-    raise AssertionError(f"{told}, and likewise {attempt} times before")
+    raise AssertionError(f"{told}, as each time before")
 
 
 @pytest.mark.timeout(300)
