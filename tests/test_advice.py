@@ -44,7 +44,7 @@ def second_core() -> None:
             assert process.wait(60) == 0
         return time.perf_counter() - began
 
-    if together(2) > 1.3 * min(together(1), together(1)):
+    if together(2) > 1.5 * min(together(1), together(1)):
         pytest.skip("other programs keep the second core busy")
 
 
@@ -156,9 +156,11 @@ def test_reading_a_cached_file(second_core: None, tmp_path: pathlib.Path) -> Non
     path = tmp_path / "file"
     path.write_bytes(bytes(8 << 20))
     advice = rondel.choose(workloads.read_file, str(path), budget=4)
-    # From the page cache it is a copy in memory, which may or may not gain from a second core.
-    assert advice.option in ("direct", "threads")
-    assert throughput(advice, advice.option) >= 0.9 * throughput(advice, "processes")
+    # From the page cache it is a copy in memory, which may or may not gain from a second core, and
+    # threads of one process wait for each other's page tables.
+    assert not advice.io_bound
+    fastest = max(trial.throughput for trial in advice.trials)
+    assert throughput(advice, advice.option) >= 0.9 * fastest
 
 
 def test_matrix_products(second_core: None) -> None:
