@@ -77,6 +77,7 @@ MICRO_ROWS = [
         SCHEDULING,
         "a thread's wait for the GIL beside a busy loop",
         How.MICRO_THREADS,
+        quick=False,
     ),
     Row("open_run_close", SCHEDULING, "open a loop, run an empty coroutine, close", How.MICRO),
     Row("sleep0", TASKS, "await sleep(0)", How.MICRO),
@@ -92,10 +93,10 @@ MICRO_ROWS = [
     Row("spawn", SYSTEM, "spawn /bin/true and wait", How.MICRO_THREADS),
     Row("streams_256mib", STREAMS, "256 MiB through streams, per MiB", How.MICRO),
     Row("readline", STREAMS, "100,000 × readline", How.MICRO),
-    Row("file_read", FILES, "cached 64 KiB, seek and read", How.MICRO_THREADS),
+    Row("file_read", FILES, "cached 64 KiB, seek and read", How.MICRO_THREADS, quick=False),
     Row("file_whole", FILES, "4 KiB file: open, read, close", How.MICRO_THREADS),
-    Row("file_write", FILES, "write of 1,024 bytes", How.MICRO_THREADS),
-    Row("file_lines", FILES, "a line of a text file", How.MICRO_THREADS),
+    Row("file_write", FILES, "write of 1,024 bytes", How.MICRO_THREADS, quick=False),
+    Row("file_lines", FILES, "a line of a text file", How.MICRO_THREADS, quick=False),
 ]
 
 ECHO_SERVERS = [
