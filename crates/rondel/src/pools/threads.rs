@@ -11,7 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
@@ -27,9 +27,13 @@ use crate::ffi::confined::Confined;
 use crate::ffi::context;
 use crate::imports;
 
-/// Calls after which a thread lets go of the GIL for a moment. Calls that run no bytecode would
-/// never let go of it.
-const CALLS_PER_RELEASE: u32 = 128;
+/// Calls after which a thread tells of what it has done, and looks at the clock.
+const CALLS_PER_LOOK: u32 = 128;
+
+/// How long a thread keeps the GIL at most. Calls that run no bytecode would never let go of it. To
+/// let go of it sooner, before those who wait have asked for it (after the switch interval of 5 ms),
+/// would have them begin their wait anew each time.
+const LONGEST_HOLD: Duration = Duration::from_millis(20);
 
 const BROKEN: &str = "A thread initializer failed, the thread pool is not usable anymore";
 
@@ -348,6 +352,7 @@ impl Worker {
         // The loop to wake, once that makes sense: while this thread holds the GIL, a loop that is
         // woken could do nothing but wait for it.
         let mut wake: Option<Waker> = None;
+        let mut held_since = Instant::now();
         let mut calls: u32 = 0;
         loop {
             let next = crew.next(self.number);
@@ -362,10 +367,13 @@ impl Worker {
                         return;
                     }
                     calls += 1;
-                    if calls == CALLS_PER_RELEASE {
+                    if calls == CALLS_PER_LOOK {
                         calls = 0;
-                        let wake = wake.take();
-                        py.detach(|| ring(wake));
+                        ring(wake.take());
+                        if held_since.elapsed() >= LONGEST_HOLD {
+                            py.detach(|| ());
+                            held_since = Instant::now();
+                        }
                     }
                 }
                 Next::Idle => {
@@ -377,6 +385,7 @@ impl Worker {
                     if !stays {
                         return;
                     }
+                    held_since = Instant::now();
                 }
                 Next::End => {
                     ring(wake);
