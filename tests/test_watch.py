@@ -260,6 +260,9 @@ def test_closing_the_loop_ends_the_watch() -> None:
     before = watchdogs()
     loop = rondel.new_event_loop()
     watch = rondel.watch(loop, threshold=0.1)
+    named = time.monotonic() + 30  # a thread names itself, once it runs
+    while watchdogs() == before and time.monotonic() < named:
+        time.sleep(0.001)
     assert watchdogs() == before + 1
     loop.close()
     assert watchdogs() == before
