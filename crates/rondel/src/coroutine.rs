@@ -13,16 +13,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use pyo3::exceptions::{
-    PyBaseException, PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyValueError,
-};
+use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::ffi::confined::Confined;
-use crate::ffi::stepping::{Step, Steps};
+use crate::ffi::stepping::{self, Step, Steps};
 
 type Block = Pin<Box<dyn Future<Output = PyResult<Py<PyAny>>>>>;
 type First = Box<dyn FnOnce(Python<'_>) -> PyResult<Begun>>;
@@ -217,14 +215,6 @@ impl Steps for Coroutine {
     }
 }
 
-/// What a coroutine's methods answer: a result is raised.
-fn told(step: Step) -> PyResult<Py<PyAny>> {
-    match step {
-        Step::Yielded(object) => Ok(object),
-        Step::Returned(value) => Err(PyStopIteration::new_err((value,))),
-    }
-}
-
 #[pymethods]
 impl Coroutine {
     fn __await__(slf: Py<Self>) -> Py<Self> {
@@ -236,14 +226,14 @@ impl Coroutine {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        told(self.resume(py, Ok(()))?)
+        stepping::told(self.resume(py, Ok(()))?)
     }
 
     /// Resume the coroutine; asyncio's tasks send None.
     #[pyo3(signature = (value, /))]
     fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let _ = value;
-        told(self.resume(py, Ok(()))?)
+        stepping::told(self.resume(py, Ok(()))?)
     }
 
     /// Raise an exception where the coroutine waits.
@@ -256,7 +246,7 @@ impl Coroutine {
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let error = thrown(r#type, value, traceback)?;
-        told(self.resume(py, Err(error))?)
+        stepping::told(self.resume(py, Err(error))?)
     }
 
     /// Drop the coroutine where it waits; what it holds is released.

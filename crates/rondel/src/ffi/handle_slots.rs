@@ -11,6 +11,7 @@ use pyo3::pyclass::CompareOp;
 use pyo3::types::{PyFloat, PyString};
 
 use super::handle::HandleRef;
+use super::types::{self, getter};
 use crate::handle::{self, or_none};
 
 /// Runs the body of a slot or method on the handle behind `slf`.
@@ -127,16 +128,7 @@ pub(super) unsafe extern "C" fn compare_slot(
 }
 
 fn method(name: &'static CStr, doc: &'static CStr, function: ffi::PyCFunction) -> PyMethodDef {
-    PyMethodDef {
-        ml_name: name.as_ptr(),
-        ml_meth: ffi::PyMethodDefPointer { PyCFunction: function },
-        ml_flags: ffi::METH_NOARGS,
-        ml_doc: doc.as_ptr(),
-    }
-}
-
-fn getter(name: &'static CStr, function: ffi::getter) -> PyGetSetDef {
-    PyGetSetDef { name: name.as_ptr(), get: Some(function), ..PyGetSetDef::default() }
+    types::method(name, doc, ffi::PyMethodDefPointer { PyCFunction: function }, ffi::METH_NOARGS)
 }
 
 /// The method and attribute tables of `Handle`, or of what `TimerHandle` adds. They are for a type

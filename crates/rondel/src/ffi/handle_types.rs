@@ -1,6 +1,6 @@
 //! The types `Handle` and `TimerHandle`: made once, when the module is imported.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
@@ -10,6 +10,7 @@ use pyo3::types::PyType;
 
 use super::handle::{HANDLE_TYPE, HandleObject, TIMER_HANDLE_TYPE, clear, dealloc, traverse};
 use super::handle_slots;
+use super::types::{self, slot};
 
 /// Makes the two types, with methods and attributes from [`crate::handle`].
 pub fn create_types(py: Python<'_>) -> PyResult<(Bound<'_, PyType>, Bound<'_, PyType>)> {
@@ -36,17 +37,7 @@ fn create_type<'py>(
     doc: &'static std::ffi::CStr,
 ) -> PyResult<Bound<'py, PyType>> {
     let offset = std::mem::offset_of!(HandleObject, weakrefs);
-    // CPython keeps pointers into these tables for the type's life, which is the process's.
-    let members: &'static mut [ffi::PyMemberDef] = Box::leak(Box::new([
-        ffi::PyMemberDef {
-            name: c"__weaklistoffset__".as_ptr(),
-            type_code: ffi::Py_T_PYSSIZET,
-            offset: offset as ffi::Py_ssize_t,
-            flags: ffi::Py_READONLY,
-            doc: ptr::null(),
-        },
-        ffi::PyMemberDef::default(),
-    ]));
+    let members = types::weakref_members(offset);
     let (methods, attributes) = handle_slots::tables(base.is_some());
     let mut slots = vec![
         slot(ffi::Py_tp_dealloc, dealloc as *mut c_void),
@@ -64,28 +55,8 @@ fn create_type<'py>(
         slots.push(slot(ffi::Py_tp_members, members.as_mut_ptr().cast()));
     }
     slots.push(slot(0, ptr::null_mut()));
-    let mut flags =
-        ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_HAVE_GC | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION;
-    if base.is_none() {
-        flags |= ffi::Py_TPFLAGS_BASETYPE;
-    }
-    let mut spec = ffi::PyType_Spec {
-        name: name.as_ptr(),
-        basicsize: size_of::<HandleObject>() as c_int,
-        itemsize: 0,
-        flags: flags as u32,
-        slots: slots.as_mut_ptr(),
-    };
-    let bases = base.map_or(ptr::null_mut(), |base| base.as_ptr());
-    // SAFETY: attached; the spec and its zero-terminated slots are valid for the call, and the
-    // tables they point to are static. The slot functions have the signatures that their slots ask
-    // for.
-    unsafe {
-        Bound::from_owned_ptr_or_err(py, ffi::PyType_FromSpecWithBases(&raw mut spec, bases))
-            .map(|object| object.cast_into_unchecked())
-    }
-}
-
-fn slot(slot: c_int, pfunc: *mut c_void) -> ffi::PyType_Slot {
-    ffi::PyType_Slot { slot, pfunc }
+    let flags = if base.is_none() { ffi::Py_TPFLAGS_BASETYPE } else { 0 };
+    // SAFETY: the slots end with a zero, their tables are leaked, and the functions have the
+    // signatures that their slots ask for.
+    unsafe { types::create::<HandleObject>(py, name, base, flags, &mut slots) }
 }

@@ -6,6 +6,7 @@
 //! | [`handle`] | `Handle` and `TimerHandle` as raw objects with a free list and inline arguments |
 //! | `handle_slots` | the tables through which CPython finds what handles do |
 //! | [`handle_types`] | the types themselves |
+//! | `types` | making such types: the entries of CPython's tables |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
 //! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
@@ -34,6 +35,7 @@ pub mod shared_buffer;
 pub mod socket;
 pub mod stepping;
 mod tasks;
+mod types;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.
 ///

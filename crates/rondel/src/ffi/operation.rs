@@ -6,7 +6,7 @@
 //! [`crate::streams::operation`]; here are memory, reference counts and the coroutine protocol.
 
 use std::cell::RefCell;
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
 use super::confined::Confined;
+use super::types::{self, getter, method, slot};
 use crate::coroutine;
 use crate::streams::operation::{self, Kind, Step};
 
@@ -557,17 +558,8 @@ unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
 /// Makes the type.
 pub fn create_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     let offset = std::mem::offset_of!(OperationObject, weakrefs);
+    let members = types::weakref_members(offset);
     // CPython keeps pointers into these tables for the type's life, which is the process's.
-    let members: &'static mut [ffi::PyMemberDef] = Box::leak(Box::new([
-        ffi::PyMemberDef {
-            name: c"__weaklistoffset__".as_ptr(),
-            type_code: ffi::Py_T_PYSSIZET,
-            offset: offset as ffi::Py_ssize_t,
-            flags: ffi::Py_READONLY,
-            doc: ptr::null(),
-        },
-        ffi::PyMemberDef::default(),
-    ]));
     let methods: &'static mut [ffi::PyMethodDef] = Box::leak(Box::new([
         method(
             c"send",
@@ -612,44 +604,10 @@ pub fn create_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
         slot(ffi::Py_am_send, am_send as *mut c_void),
         slot(0, ptr::null_mut()),
     ];
-    let flags =
-        ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_HAVE_GC | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION;
-    let mut spec = ffi::PyType_Spec {
-        name: c"rondel._rondel.StreamOperation".as_ptr(),
-        basicsize: size_of::<OperationObject>() as c_int,
-        itemsize: 0,
-        flags: flags as u32,
-        slots: slots.as_mut_ptr(),
-    };
-    // SAFETY: attached; the spec and its zero-terminated slots are valid for the call, and the
-    // tables they point to are static. The slot functions have the signatures that their slots ask
-    // for.
-    let made = unsafe {
-        Bound::from_owned_ptr_or_err(py, ffi::PyType_FromSpec(&raw mut spec))?
-            .cast_into_unchecked::<PyType>()
-    };
+    let name = c"rondel._rondel.StreamOperation";
+    // SAFETY: the slots end with a zero, their tables are leaked, and the functions have the
+    // signatures that their slots ask for.
+    let made = unsafe { types::create::<OperationObject>(py, name, None, 0, &mut slots) }?;
     TYPE.store(made.clone().into_ptr().cast(), Ordering::Relaxed);
     Ok(made)
-}
-
-fn method(
-    name: &'static CStr,
-    doc: &'static CStr,
-    function: ffi::PyMethodDefPointer,
-    flags: c_int,
-) -> ffi::PyMethodDef {
-    ffi::PyMethodDef {
-        ml_name: name.as_ptr(),
-        ml_meth: function,
-        ml_flags: flags,
-        ml_doc: doc.as_ptr(),
-    }
-}
-
-fn getter(name: &'static CStr, function: ffi::getter) -> ffi::PyGetSetDef {
-    ffi::PyGetSetDef { name: name.as_ptr(), get: Some(function), ..ffi::PyGetSetDef::default() }
-}
-
-fn slot(slot: c_int, pfunc: *mut c_void) -> ffi::PyType_Slot {
-    ffi::PyType_Slot { slot, pfunc }
 }

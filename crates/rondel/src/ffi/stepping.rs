@@ -25,6 +25,17 @@ pub trait Steps: pyo3::PyClass {
     fn step(slf: &Bound<'_, Self>) -> PyResult<Step>;
 }
 
+/// What a step is to those who call methods: a result is raised.
+///
+/// # Errors
+/// `StopIteration` with the result.
+pub fn told(step: Step) -> PyResult<Py<PyAny>> {
+    match step {
+        Step::Yielded(object) => Ok(object),
+        Step::Returned(value) => Err(PyStopIteration::new_err((value,))),
+    }
+}
+
 /// Puts the slots into the class.
 pub fn install<T: Steps>(py: Python<'_>) {
     let class = py.get_type::<T>();

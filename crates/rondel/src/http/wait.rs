@@ -5,15 +5,15 @@
 
 use std::cell::RefCell;
 
-use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopIteration};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyTuple, PyType};
 
 use super::connection::Connection;
 use super::stream::{StreamReader, Want};
+use crate::coroutine;
 use crate::ffi::confined::Confined;
-use crate::ffi::stepping::{Step, Steps};
+use crate::ffi::stepping::{self, Step, Steps};
 
 /// What is waited for.
 pub enum Source {
@@ -46,17 +46,6 @@ impl Source {
 impl Steps for Wait {
     fn step(slf: &Bound<'_, Self>) -> PyResult<Step> {
         slf.get().advance(slf.py())
-    }
-}
-
-/// What a step is to those who call methods.
-fn yielded(py: Python<'_>, step: Step) -> PyResult<Py<PyAny>> {
-    match step {
-        Step::Yielded(future) => Ok(future),
-        Step::Returned(value) if value.bind(py).is_instance_of::<PyTuple>() => {
-            Err(PyStopIteration::new_err((value,)))
-        }
-        Step::Returned(value) => Err(PyStopIteration::new_err(value)),
     }
 }
 
@@ -115,14 +104,14 @@ impl Wait {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        yielded(py, self.advance(py)?)
+        stepping::told(self.advance(py)?)
     }
 
     /// Resume; asyncio's tasks send None.
     #[pyo3(signature = (value, /))]
     fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let _ = value;
-        yielded(py, self.advance(py)?)
+        stepping::told(self.advance(py)?)
     }
 
     /// Raise an exception where the coroutine waits.
@@ -135,20 +124,7 @@ impl Wait {
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         self.end(py);
-        let error = match (r#type.cast::<PyType>(), value) {
-            (Ok(kind), None) => PyErr::from_value(kind.call0()?),
-            (Ok(_), Some(value)) if value.is_instance_of::<PyBaseException>() => {
-                PyErr::from_value(value.clone())
-            }
-            (Ok(kind), Some(value)) => PyErr::from_value(kind.call1((value,))?),
-            (Err(_), _) => PyErr::from_value(r#type.clone()),
-        };
-        if let Some(traceback) = traceback
-            && let Ok(traceback) = traceback.cast::<pyo3::types::PyTraceback>()
-        {
-            error.set_traceback(py, Some(traceback.clone()));
-        }
-        Err(error)
+        Err(coroutine::thrown(r#type, value, traceback)?)
     }
 
     /// Drop the coroutine where it waits.

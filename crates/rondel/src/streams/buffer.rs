@@ -74,7 +74,9 @@ impl Buffer {
         if let Storage::Exposed(array) = &self.storage {
             return array.call_method1(py, "extend", (PyBytes::new(py, data),)).map(drop);
         }
-        self.own(py, data.len()).extend_from_slice(data);
+        if let Some(bytes) = self.own(py, data.len()) {
+            bytes.extend_from_slice(data);
+        }
         Ok(())
     }
 
@@ -97,37 +99,25 @@ impl Buffer {
     /// exposed.
     pub fn own_memory(&mut self, py: Python<'_>, more: usize) -> Option<&mut Vec<u8>> {
         self.hide(py);
-        if matches!(self.storage, Storage::Exposed(_)) {
-            return None;
-        }
-        Some(self.own(py, more))
+        self.own(py, more)
     }
 
-    /// Makes the storage its own, with room for `more` bytes. Not for an exposed one.
-    fn own(&mut self, py: Python<'_>, more: usize) -> &mut Vec<u8> {
-        if !matches!(self.storage, Storage::Own(_)) {
-            let mut bytes = Vec::new();
-            if let Storage::Piece(piece) = &self.storage {
-                let rest = &piece.as_bytes(py)[self.start..];
-                bytes.reserve(rest.len() + more);
-                bytes.extend_from_slice(rest);
-            }
+    /// Makes the storage its own, with room for `more` bytes; None for an exposed one.
+    fn own(&mut self, py: Python<'_>, more: usize) -> Option<&mut Vec<u8>> {
+        if let Storage::Piece(piece) = &self.storage {
+            let rest = &piece.as_bytes(py)[self.start..];
+            let mut bytes = Vec::with_capacity(rest.len() + more);
+            bytes.extend_from_slice(rest);
             self.storage = Storage::Own(bytes);
             self.start = 0;
         }
-        let start = &mut self.start;
-        match &mut self.storage {
-            Storage::Own(bytes) => {
-                if *start > 0 && bytes.capacity() - bytes.len() < more {
-                    bytes.drain(..*start);
-                    *start = 0;
-                }
-                bytes.reserve(more);
-                bytes
-            }
-            // Was replaced above.
-            Storage::Piece(_) | Storage::Exposed(_) => unreachable!("the storage is its own"),
+        let Storage::Own(bytes) = &mut self.storage else { return None };
+        if self.start > 0 && bytes.capacity() - bytes.len() < more {
+            bytes.drain(..self.start);
+            self.start = 0;
         }
+        bytes.reserve(more);
+        Some(bytes)
     }
 
     /// Takes up to `count` bytes from the beginning.
