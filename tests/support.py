@@ -296,6 +296,22 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
+@contextlib.asynccontextmanager
+async def counted_turns() -> AsyncIterator[Callable[[], int]]:
+    """Make the loop busy; what is yielded says how many turns it has made since."""
+    made = 0
+
+    async def count() -> None:
+        nonlocal made
+        while True:
+            made += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count())
+    yield lambda: made
+    counting.cancel()
+
+
 def children() -> list[int]:
     """The numbers of this process's children, zombies included."""
     out: list[int] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rondel import http
-from support import open_fds, run_on
+from support import counted_turns, open_fds, run_on
 from test_get import noise, sha256, wait_until
 from web import LIMIT, Request, files, odd
 
@@ -221,20 +221,11 @@ def native_threads() -> list[str]:
 
 def test_the_loop_runs_meanwhile(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
     async def main() -> tuple[int, int]:
-        turns = 0
-
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        counter = asyncio.ensure_future(count())
-        results = await http.download(
-            [f"{server.url}/{number}" for number in range(300)], to=tmp_path, **PLAIN
-        )
-        counter.cancel()
-        return len(results), turns
+        async with counted_turns() as turns:
+            results = await http.download(
+                [f"{server.url}/{number}" for number in range(300)], to=tmp_path, **PLAIN
+            )
+        return len(results), turns()
 
     with odd(serve) as server:
         count, turns = run_on(loop, main, limit=30)

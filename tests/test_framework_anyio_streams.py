@@ -1,8 +1,9 @@
 """anyio's byte and packet streams: TCP, TLS, Unix sockets and UDP, on the loop of anyio.run()."""
 
+import contextlib
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,22 @@ async def exchange(stream: ByteStream, *, half_close: bool = True) -> None:
                 await received.receive()
 
 
+@contextlib.asynccontextmanager
+async def served(handler: Callable[[Any], Awaitable[None]]) -> AsyncIterator[int]:
+    """A TCP listener with this handler; yields its port."""
+    listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, handler)
+        yield listener.extra(SocketAttribute.local_port)
+        group.cancel_scope.cancel()
+
+
 @pytest.mark.usefixtures("no_descriptor_left")
 def test_tcp(anyio_run: AnyioRun) -> None:
     async def main() -> None:
-        listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
-        port = listener.extra(SocketAttribute.local_port)
-        async with listener, anyio.create_task_group() as group:
-            group.start_soon(listener.serve, echo)
-            async with anyio.create_task_group() as clients:
-                for _ in range(5):
-                    clients.start_soon(exchange, await anyio.connect_tcp(HOST, port))
-            group.cancel_scope.cancel()
+        async with served(echo) as port, anyio.create_task_group() as clients:
+            for _ in range(5):
+                clients.start_soon(exchange, await anyio.connect_tcp(HOST, port))
 
     anyio_run(main)
 
@@ -62,12 +68,8 @@ def test_tcp_by_name(anyio_run: AnyioRun) -> None:
     """The addresses of a name are tried by anyio itself, as happy eyeballs does."""
 
     async def main() -> None:
-        listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
-        port = listener.extra(SocketAttribute.local_port)
-        async with listener, anyio.create_task_group() as group:
-            group.start_soon(listener.serve, echo)
+        async with served(echo) as port:
             await exchange(await anyio.connect_tcp("localhost", port))
-            group.cancel_scope.cancel()
 
     anyio_run(main)
 
@@ -76,14 +78,11 @@ def test_tcp_refused_closed_and_broken(anyio_run: AnyioRun) -> None:
     async def main() -> None:
         with pytest.raises(OSError):
             await anyio.connect_tcp(HOST, unused_port())
-        listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
-        port = listener.extra(SocketAttribute.local_port)
 
         async def leave(stream: ByteStream) -> None:
             await stream.aclose()
 
-        async with listener, anyio.create_task_group() as group:
-            group.start_soon(listener.serve, leave)
+        async with served(leave) as port:
             async with await anyio.connect_tcp(HOST, port) as stream:
                 with pytest.raises(anyio.EndOfStream):
                     await stream.receive()
@@ -92,25 +91,19 @@ def test_tcp_refused_closed_and_broken(anyio_run: AnyioRun) -> None:
                         await stream.send(DATA)
             with pytest.raises(anyio.ClosedResourceError):
                 await stream.receive()
-            group.cancel_scope.cancel()
 
     anyio_run(main)
 
 
 def test_a_cancelled_receive_loses_nothing(anyio_run: AnyioRun) -> None:
     async def main() -> None:
-        listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
-        port = listener.extra(SocketAttribute.local_port)
-        async with listener, anyio.create_task_group() as group:
-            group.start_soon(listener.serve, echo)
-            async with await anyio.connect_tcp(HOST, port) as stream:
-                for number in range(20):
-                    with anyio.move_on_after(0.002) as scope:
-                        await stream.receive()
-                    assert scope.cancelled_caught
-                    await stream.send(b"%d" % number)
-                    assert await stream.receive() == b"%d" % number
-            group.cancel_scope.cancel()
+        async with served(echo) as port, await anyio.connect_tcp(HOST, port) as stream:
+            for number in range(20):
+                with anyio.move_on_after(0.002) as scope:
+                    await stream.receive()
+                assert scope.cancelled_caught
+                await stream.send(b"%d" % number)
+                assert await stream.receive() == b"%d" % number
 
     anyio_run(main)
 

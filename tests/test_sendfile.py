@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import HOST, Recorder, in_thread, run_on, skip_if_asyncio_errs, tcp_pair, until
+from support import (
+    HOST,
+    Recorder,
+    counted_turns,
+    in_thread,
+    run_on,
+    skip_if_asyncio_errs,
+    tcp_pair,
+    until,
+)
 
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]
@@ -189,20 +198,11 @@ def test_paused_transport_stays_paused(loop: Loop, run: Run, path: pathlib.Path)
 
 def test_loop_goes_on_meanwhile(loop: Loop, run: Run, path: pathlib.Path) -> None:
     async def main() -> None:
-        turns = 0
-
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
         with tcp_pair(small=True) as (near, far), received(far), path.open("rb") as file:
-            counting = asyncio.ensure_future(count())
-            assert await loop.sock_sendfile(near, file) == len(DATA)
-            counting.cancel()
+            async with counted_turns() as turns:
+                assert await loop.sock_sendfile(near, file) == len(DATA)
             near.close()
-        assert turns > 10
+        assert turns() > 10
 
     run(main)
 
