@@ -14,7 +14,7 @@ override URLS := $(value URLS)
 export URLS PYTHONS
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench build wheels clean preflight
+.PHONY: help run test lint fmt bench build docs wheels clean preflight
 
 help:
 	@echo 'make run                  download files from an embedded server with aiohttp, on asyncio'"'"'s loop and on ours'
@@ -27,6 +27,7 @@ help:
 	@echo 'make fmt                  put the formatting right'
 	@echo 'make build                build the release extension into .venv'
 	@echo 'make bench                measure rondel beside the other loops; QUICK=1 for a first look'
+	@echo 'make docs                 build the documentation into site/'
 	@echo 'make wheels               build a manylinux wheel for each Python at hand, and try each'
 	@echo 'make clean                remove what was built and installed; downloads and results stay'
 	@echo
@@ -55,6 +56,11 @@ fmt: preflight
 
 bench: preflight
 	@"$(PYTHON)" benches/run.py $(if $(QUICK),--quick) $(ARGS)
+
+docs: build
+	@"$(PYTHON)" scripts/setup_env.py .venv --requirements docs
+	@.venv/bin/python -m mkdocs build --quiet
+	@echo 'The documentation is in site/index.html.'
 
 wheels: preflight
 	@"$(PYTHON)" scripts/wheels.py $(PYTHONS)

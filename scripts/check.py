@@ -135,6 +135,20 @@ def plan(others: list[str], required: bool) -> list[Step]:
             needs=("build",),
         ),
         Step(
+            "docs-packages",
+            "what the documentation is built with, into .venv",
+            setup(".venv", sys.executable, "--requirements=docs"),
+            limit=10,
+            needs=("build",),
+        ),
+        Step(
+            "docs",
+            "the documentation as a site; a broken link is an error",
+            (python(".venv"), "-m", "mkdocs", "build", "--quiet"),
+            limit=5,
+            needs=("docs-packages",),
+        ),
+        Step(
             "system",
             "what the tests need of the system",
             ("scripts/system-packages.sh", python(".venv")),

@@ -223,7 +223,7 @@ def advise(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[st
 
 
 def test_command_with_a_function(tmp_path: pathlib.Path) -> None:
-    target = ("--budget", "2", "--args", "[0.02]", "workloads:sleep")
+    target = ("--budget", "2", "workloads:sleep", "--args", "[0.02]")
     told = advise(*target, cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stdout.startswith("I/O-bound: use threads\n")
@@ -238,6 +238,8 @@ def test_command_with_a_function(tmp_path: pathlib.Path) -> None:
         (("missing:function",), "no such function"),
         (("--args", "[", "workloads:sleep"), "--args is not JSON"),
         (("--args", "1", "workloads:sleep"), "--args must be a JSON array"),
+        (("workloads:sleep", "--args", "1"), "--args must be a JSON array"),
+        (("workloads:sleep", "1"), "a function gets its arguments by --args"),
     ],
 )
 def test_command_with_bad_input(

@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--budget", type=float, default=5.0, help="seconds to measure a function for (default: 5)"
     )
+    parser.set_defaults(parser=parser)
     parser.add_argument("target", metavar="TARGET", help="module:function, or a script's path")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
 
@@ -43,9 +44,19 @@ def advise(options: argparse.Namespace, run_script: Callable[[str], int]) -> int
     """Carry the command out, `run_script` running a script as ``__main__``; return its status."""
     module, colon, name = options.target.partition(":")
     if colon and not os.path.exists(options.target):
+        _options_behind(options)
         outcome = _function(options, module, name)
         return outcome if isinstance(outcome, int) else _print(options, outcome)
     return _script(options, run_script)
+
+
+def _options_behind(options: argparse.Namespace) -> None:
+    # What stands behind a script is the script's. A function gets its arguments by --args, so what
+    # stands behind it is ours.
+    target = options.target
+    options.parser.parse_args([*options.arguments, target], options)
+    if options.target != target or options.arguments:
+        options.parser.error("a function gets its arguments by --args")
 
 
 def _function(options: argparse.Namespace, module: str, name: str) -> Recommendation | int:
