@@ -1,7 +1,7 @@
 """The code blocks of a page of the documentation, and running them as its reader would.
 
 Each block is a program of its own, in an empty folder that the blocks of one page share. What a
-page need not show its reader stands in HTML comments, straight before the block that they are about:
+page need not show its reader stands in HTML comments, straight before the block it is about:
 
     <!-- not run: why -->      it is not run: a fragment, or it needs what tests lack
     <!-- continues -->         it goes on from the block before, whose code is put before it
