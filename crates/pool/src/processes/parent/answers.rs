@@ -8,7 +8,8 @@ use rondel_reactor::poller::Event;
 
 use super::super::board::{Listener, State as SlotState};
 use super::super::frame::{self, Lease, Lender, Pickle, Sent};
-use super::{Answer, Finished, News, Parent, Source, State, lock};
+use super::{Answer, Finished, News, Parent, Source, State};
+use crate::locking::lock;
 
 impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
     /// Waits until there is something for the pool's thread to do.
