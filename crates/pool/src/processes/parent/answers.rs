@@ -78,13 +78,7 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
     ) {
         let Some(call) = state.slots[slot].take() else { return };
         let answer = self.read_answer(slot, berth, &call.sent);
-        if let Some(frame) = call.sent.frame {
-            self.accounts.store.release(frame);
-        }
-        self.board().free(slot);
-        state.free.push(slot);
-        state.limited -= usize::from(call.limit.is_some());
-        state.ends(call.by_loop);
+        self.leave(state, slot, &call);
         news.finished.push(Finished { target: call.target, answer });
     }
 

@@ -58,13 +58,7 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         for block in &call.sent.buffers {
             self.accounts.drop_use(*block);
         }
-        if let Some(frame) = call.sent.frame {
-            self.accounts.store.release(frame);
-        }
-        self.board().free(slot);
-        state.free.push(slot);
-        state.limited -= usize::from(call.limit.is_some());
-        state.ends(call.by_loop);
+        self.leave(state, slot, &call);
         Some(call)
     }
 

@@ -369,6 +369,17 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         }
     }
 
+    /// A call that was on the board is at its end: its slot is free, and so is its message.
+    fn leave(&self, state: &mut State<T, B>, slot: usize, call: &InFlight<T>) {
+        if let Some(frame) = call.sent.frame {
+            self.accounts.store.release(frame);
+        }
+        self.board().free(slot);
+        state.free.push(slot);
+        state.limited -= usize::from(call.limit.is_some());
+        state.ends(call.by_loop);
+    }
+
     fn give_up(
         &self,
         state: &mut State<T, B>,
