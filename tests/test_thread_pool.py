@@ -29,7 +29,9 @@ def test_it_passes_for_the_standard_pool() -> None:
         assert isinstance(pool, ThreadPoolExecutor)
         assert isinstance(pool, concurrent.futures.Executor)
         with ThreadPoolExecutor() as standard:
-            assert pool._max_workers == standard._max_workers
+            if sys.version_info >= (3, 13):  # it counted all of the machine's cores before
+                assert pool._max_workers == standard._max_workers
+            assert pool._max_workers <= standard._max_workers
 
 
 def test_submit(make_pool: ThreadPoolFactory) -> None:
