@@ -11,9 +11,11 @@ import os
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from pools import ThreadPoolFactory
 from support import LoopFactory, children, open_fds, run_on
 
 #: Seconds after which a test fails, unless it sets its own with ``pytest.mark.timeout``.
@@ -67,6 +69,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # rondel has two ways of doing TLS. What is said of TLS is said of both.
     ways = ["rondel-bio"] if getattr(metafunc.module, "BOTH_TLS", False) else []
     metafunc.parametrize("loop_factory", ["asyncio", "rondel", *ways], indirect=True)
+
+
+@pytest.fixture(params=["stdlib", "rondel"])
+def make_pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolFactory]:
+    """Makes thread pools, the standard library's or ours, which are shut down at the test's end."""
+    import rondel
+
+    kind = ThreadPoolExecutor if request.param == "stdlib" else rondel.ThreadPool
+    made: list[ThreadPoolExecutor] = []
+
+    def make(*args: Any, **kwargs: Any) -> ThreadPoolExecutor:
+        made.append(kind(*args, **kwargs))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.shutdown()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import process
 from pathlib import Path
@@ -18,15 +17,10 @@ from typing import Any
 import process_calls as calls
 import pytest
 import rondel
+from pools import LIMIT, PROCESS_MARKS, wait_until
 from support import LoopFactory, is_stock, run_on
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="process pools are Linux's"),
-    # A worker on a loaded machine takes its time to start.
-    pytest.mark.timeout(120),
-]
-
-LIMIT = 60
+pytestmark = PROCESS_MARKS
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +28,6 @@ def pool() -> Iterator[rondel.ProcessPool]:
     """A pool of two that all tests of this file share."""
     with rondel.ProcessPool(2) as pool:
         yield pool
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_it_is_an_executor(pool: rondel.ProcessPool) -> None:
@@ -196,7 +183,7 @@ def test_cancel_of_a_queued_call(tmp_path: Path) -> None:
     with rondel.ProcessPool(1) as pool:
         started = tmp_path / "started"
         running = pool.submit(calls.touch_and_wait, started, 2)
-        wait_for(started.exists)
+        wait_until(started.exists)
         queued = [pool.submit(calls.touch, tmp_path / str(i)) for i in range(2000)]
         assert running.running() and not running.cancel()
         assert not queued[0].running() and not queued[-1].running()
@@ -215,7 +202,7 @@ def test_shutdown(tmp_path: Path) -> None:
     pool = rondel.ProcessPool(1)
     started = tmp_path / "started"
     running = pool.submit(calls.touch_and_wait, started, 1)
-    wait_for(started.exists)
+    wait_until(started.exists)
     queued = [pool.submit(calls.echo, i) for i in range(3)]
     pool.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in queued)
@@ -245,7 +232,7 @@ def test_end_of_the_workers(way: str, tmp_path: Path) -> None:
     started = tmp_path / "started"
     running = pool.submit(calls.touch_and_wait, started)
     queued = pool.submit(calls.echo)
-    wait_for(started.exists)
+    wait_until(started.exists)
     getattr(pool, way)()
     for future in (running, queued):
         with pytest.raises(process.BrokenProcessPool):
@@ -307,7 +294,7 @@ def test_a_loop_that_ends_before_its_calls(pool: rondel.ProcessPool) -> None:
         run_on(loop, main, limit=LIMIT)
         loop.close()
     assert pool.submit(calls.echo, 2).result(LIMIT) == 2
-    wait_for(lambda: pool._native.outstanding == 0)
+    wait_until(lambda: pool._native.outstanding == 0)
 
 
 def test_two_loops_in_two_threads(pool: rondel.ProcessPool) -> None:

@@ -8,22 +8,17 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import process_calls as calls
 import pytest
 import rondel
+from pools import LIMIT, PROCESS_MARKS, wait_until
 from support import children, open_fds, run_on
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="process pools are Linux's"),
-    # A worker on a loaded machine takes its time to start.
-    pytest.mark.timeout(120),
-]
-
-LIMIT = 60
+pytestmark = PROCESS_MARKS
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +26,6 @@ def pool() -> Iterator[rondel.ProcessPool]:
     """A pool of two that all tests of this file share."""
     with rondel.ProcessPool(2) as pool:
         yield pool
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:
@@ -77,7 +65,7 @@ def test_a_death_while_nothing_runs(pool: rondel.ProcessPool) -> None:
         pid = pool.submit(calls.pid).result(LIMIT)
         os.kill(pid, signal.SIGKILL)
         assert pool.submit(calls.echo, 1).result(LIMIT) == 1
-    wait_for(lambda: len(pool._processes) == 2)
+    wait_until(lambda: len(pool._processes) == 2)
 
 
 def test_a_death_on_a_loop(pool: rondel.ProcessPool) -> None:
@@ -169,13 +157,13 @@ def test_a_time_limit_on_a_loop(pool: rondel.ProcessPool) -> None:
 def test_kill_of_a_running_call(pool: rondel.ProcessPool, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     future = pool.submit(calls.spin, path)
-    wait_for(lambda: path.exists() and path.read_text())
+    wait_until(lambda: path.exists() and path.read_text())
     pid = int(path.read_text())
     told: list[object] = []
     future.add_done_callback(told.append)
     assert not future.cancel()
     assert future.kill() and future.cancelled() and told == [future]
-    wait_for(lambda: not is_alive(pid))
+    wait_until(lambda: not is_alive(pid))
     assert pool.submit(calls.echo, 1).result(LIMIT) == 1
     done = pool.submit(calls.echo, 2)
     assert done.result(LIMIT) == 2 and not done.kill()
@@ -185,10 +173,10 @@ def test_cancel_running(pool: rondel.ProcessPool, tmp_path: Path) -> None:
     killing = pool.with_options(cancel_running=True)
     path = tmp_path / "one"
     future = killing.submit(calls.spin, path)
-    wait_for(lambda: path.exists() and path.read_text())
+    wait_until(lambda: path.exists() and path.read_text())
     assert future.cancel() and future.cancelled()
     pid = int(path.read_text())
-    wait_for(lambda: not is_alive(pid))
+    wait_until(lambda: not is_alive(pid))
 
     loop = rondel.new_event_loop()
     other = tmp_path / "two"
@@ -204,7 +192,7 @@ def test_cancel_running(pool: rondel.ProcessPool, tmp_path: Path) -> None:
     run_on(loop, main, limit=LIMIT)
     loop.close()
     pid = int(other.read_text())
-    wait_for(lambda: not is_alive(pid))
+    wait_until(lambda: not is_alive(pid))
     assert pool.submit(calls.echo, 1).result(LIMIT) == 1
 
 
@@ -240,15 +228,15 @@ def test_no_worker_outlives_its_parent(method: str, number: int, tmp_path: Path)
     ) as parent:
         assert parent.stdout is not None
         idle = int(parent.stdout.readline())
-        wait_for(lambda: (tmp_path / "spins").exists() and (tmp_path / "waits").exists())
-        wait_for(lambda: (tmp_path / "spins").read_text())
+        wait_until(lambda: (tmp_path / "spins").exists() and (tmp_path / "waits").exists())
+        wait_until(lambda: (tmp_path / "spins").read_text())
         spinning = int((tmp_path / "spins").read_text())
         started = set(descendants(os.getpid())) - before
         assert {idle, spinning, parent.pid} <= started
         assert len(started) >= 4
         parent.send_signal(number)
         parent.wait(LIMIT)
-        wait_for(lambda: not any(is_alive(pid) for pid in started))
+        wait_until(lambda: not any(is_alive(pid) for pid in started))
 
 
 def descendants(pid: int) -> list[int]:
@@ -288,7 +276,7 @@ def test_nothing_is_left_behind() -> None:
             thread.join(LIMIT)
         del pool, futures
         gc.collect()
-        wait_for(lambda: (open_fds(), set(children())) == before[:2])
+        wait_until(lambda: (open_fds(), set(children())) == before[:2])
     assert mappings() == before[2]
 
 

@@ -2,7 +2,6 @@
 
 import array
 import gc
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,13 +9,9 @@ import numpy
 import process_calls as calls
 import pytest
 import rondel
+from pools import LIMIT, PROCESS_MARKS
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="process pools are Linux's"),
-    pytest.mark.timeout(120),
-]
-
-LIMIT = 60
+pytestmark = PROCESS_MARKS
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import logging
 import os
 import re
 import signal
-import sysconfig
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ._rondel import Watchdog
+from .doing import ASYNCIO, CURES, NAMES, RONDEL, is_standard
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -32,43 +32,8 @@ SIGNAL = signal.SIGRTMAX - 2 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
 #: How many reports a watch keeps.
 KEPT = 1000
 
-#: What a callback was found doing, in words.
-KINDS = {
-    "gil": "running Python code",
-    "held": "in C code that holds the GIL",
-    "native": "computing without the GIL",
-    "sleeping": "sleeping",
-    "polling": "waiting for descriptors",
-    "socket": "waiting for a socket",
-    "file": "waiting for a file",
-    "pipe": "waiting for a pipe",
-    "lock": "waiting for a lock",
-    "child": "waiting for a child process",
-    "other": "in a system call",
-    "unknown": "not seen",
-}
-
-#: And what it should do instead.
-CURES = {
-    "gil": 'await rondel.offload(…, to="processes")',
-    "held": 'await rondel.offload(…, to="processes")',
-    "native": 'await rondel.offload(…, to="threads")',
-    "sleeping": "await asyncio.sleep(…)",
-    "polling": 'an async client, or await rondel.offload(…, to="threads")',
-    "socket": 'an async client, or await rondel.offload(…, to="threads")',
-    "file": 'rondel.files, or await rondel.offload(…, to="threads")',
-    "pipe": 'await rondel.offload(…, to="threads")',
-    "lock": "asyncio.Lock, or wait in a thread",
-    "child": "await asyncio.create_subprocess_exec(…)",
-}
-
 # As faulthandler writes it, the innermost first.
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
-
-_STDLIB = sysconfig.get_path("stdlib") + os.sep
-_PACKAGES = os.path.join(_STDLIB, "site-packages") + os.sep
-_OWN = os.path.dirname(__file__) + os.sep
-_LOOPS = (os.path.join(_STDLIB, "asyncio", ""), _OWN)
 
 
 class Frame(NamedTuple):
@@ -88,7 +53,7 @@ class Blocked:
 
     #: How long, in seconds.
     seconds: float
-    #: What it was found doing: a key of KINDS.
+    #: What it was found doing: a key of rondel.doing.NAMES.
     doing: str
     #: The loop's stack at that time, innermost frame first; the coroutines that awaited each other
     #: are on it. Empty where the callback was not seen.
@@ -102,14 +67,14 @@ class Blocked:
     def culprit(self) -> Frame | None:
         """The innermost function that is not the standard library's."""
         for frame in self.stack:
-            if frame.file.startswith(_LOOPS):
+            if frame.file.startswith((ASYNCIO, RONDEL)):
                 break
-            if not frame.file.startswith((_STDLIB, "<frozen")) or frame.file.startswith(_PACKAGES):
+            if not is_standard(frame.file):
                 return frame
         return self.stack[0] if self.stack else None
 
     def __str__(self) -> str:
-        head = f"The event loop was blocked for {self.seconds:.3f} s, {KINDS[self.doing]}"
+        head = f"The event loop was blocked for {self.seconds:.3f} s, {NAMES[self.doing]}"
         lines = [f"{head}, in {self.culprit}" if self.culprit else head]
         if self.task is not None:
             lines.append(f"  by {self.task!r}")
@@ -188,7 +153,7 @@ class Watch:
         if self._log and self._culprits:
             lines = [
                 f"  {culprit.times} times, {culprit.total:.3f} s in all, {culprit.longest:.3f} s "
-                f"at most: {culprit.name}, {KINDS[culprit.doing]}"
+                f"at most: {culprit.name}, {NAMES[culprit.doing]}"
                 for culprit in self.summary()
             ]
             logger.warning("What blocked the event loop:\n%s", "\n".join(lines))

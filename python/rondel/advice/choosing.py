@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._rondel import Sampler
-from ..cores import queued
+from ..cores import queued, usable
 from ..running import run
 from .recommendation import IO_BOUND, VERY_SLOW, Recommendation, Trial
 from .rule import Option
-from .trials import cores, in_own_thread, try_direct, try_loop, try_pool
+from .trials import in_own_thread, try_direct, try_loop, try_pool
 
 #: An option that comes this near to the fastest is preferred when it is simpler.
 NEAR = 0.9
@@ -187,7 +187,7 @@ class _Attempts:
             trials.append(Trial("processes", untried=self._shipping))
         else:
             try:
-                trials += self._climb("processes", cores() * MOST_PROCESSES_PER_CORE, share)
+                trials += self._climb("processes", usable() * MOST_PROCESSES_PER_CORE, share)
             except Exception as exc:
                 # The function may fail there in any way of its own.
                 why = f"failed there: {type(exc).__name__}: {exc}"
@@ -214,7 +214,7 @@ class _Attempts:
     def _climb(self, option: Option, most: int, seconds: float) -> Iterator[Trial]:
         """Try an option with more and more workers while that pays off and time is left."""
         alone = self._alone
-        workers = cores()
+        workers = usable()
         if alone.waits and alone.wall > seconds / 8:
             # There is no time to climb: begin where calls that wait so long need to be.
             workers = min(most, 16 * workers)

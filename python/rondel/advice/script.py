@@ -4,14 +4,15 @@ import dataclasses
 import os
 import site
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+from .. import doing as words
 from .._rondel import Sampler
+from ..doing import ASYNCIO, CURES, RONDEL, is_standard
 from .recommendation import IO_BOUND, VERY_SLOW
 from .rule import rule
 from .table import bar, duration, render
@@ -21,29 +22,13 @@ Doing = Literal[
     "gil", "native", "sleeping", "socket", "file", "pipe", "lock", "child", "loop", "other"
 ]
 
-NAMES: dict[Doing, str] = {
-    "gil": "computing with the GIL",
-    "native": "computing without the GIL",
-    "sleeping": "sleeping",
-    "socket": "waiting for sockets",
-    "file": "waiting for files",
-    "pipe": "waiting for pipes",
-    "lock": "waiting for locks",
-    "child": "waiting for child processes",
-    "loop": "waiting in the event loop",
-    "other": "in other system calls",
-}
+_KNOWN: tuple[Doing, ...] = get_args(Doing)
 
-#: What work that blocks an event loop should become.
-CURES: dict[Doing, str] = {
-    "gil": 'blocks the event loop: await rondel.offload(…, to="processes")',
-    "native": 'blocks the event loop: await rondel.offload(…, to="threads")',
-    "sleeping": "blocks the event loop: await asyncio.sleep(…)",
-    "socket": 'blocks the event loop: an async client, or await rondel.offload(…, to="threads")',
-    "file": "blocks the event loop: await rondel.files…",
-    "pipe": 'blocks the event loop: await rondel.offload(…, to="threads")',
-    "lock": "blocks the event loop: asyncio.Lock, or wait in a thread",
-    "child": "blocks the event loop: await asyncio.create_subprocess_exec(…)",
+NAMES: dict[str, str] = {
+    **words.NAMES,
+    # C code that holds the GIL is not told apart.
+    "gil": "computing with the GIL",
+    "loop": "waiting in the event loop",
 }
 
 #: What work of a program without an event loop should become.
@@ -179,9 +164,11 @@ class _Watcher:
                 return _Place(own or library, own is not None or library is not None)
             if code.co_name.startswith("<") and code.co_name != "<module>":
                 pass  # Generators and lambdas go by the function that wrote them.
-            elif own is None and file.startswith(self.folder) and not file.startswith(_NOT_OWN):
+            elif is_standard(file) or file.startswith(RONDEL):
+                pass
+            elif own is None and file.startswith(self.folder) and not file.startswith(_INSTALLED):
                 own = code
-            elif library is None and not file.startswith(_STANDARD):
+            elif library is None:
                 library = code
             frame = frame.f_back
         # Python's own ways to start a program are nobody's.
@@ -195,16 +182,13 @@ def _classify(state: str, held: bool, *, idle: bool) -> Doing:
         return "loop"
     if state == "polling":
         return "socket"
-    return state if state in NAMES else "other"
+    return state if state in _KNOWN else "other"
 
 
-_STDLIB = sysconfig.get_path("stdlib")
-_PACKAGE = os.path.dirname(os.path.dirname(__file__))
-_STANDARD = (_STDLIB + os.sep, "<frozen", _PACKAGE + os.sep)
-_NOT_OWN = (*site.getsitepackages(), _STDLIB + os.sep, _PACKAGE + os.sep)
+_INSTALLED = tuple(site.getsitepackages())
 _LOOPS = (
-    *(os.path.join(_STDLIB, "asyncio", name) for name in ("base_events", "runners", "events")),
-    *(os.path.join(_PACKAGE, name) for name in ("loop", "running")),
+    *(os.path.join(ASYNCIO, name) for name in ("base_events", "runners", "events")),
+    *(os.path.join(RONDEL, name) for name in ("loop", "running")),
 )
 
 
@@ -250,7 +234,7 @@ def _functions(watcher: _Watcher, wall: float) -> tuple[Function, ...]:
 
 def _advice(doing: Doing, blocks: bool, each: float) -> str:
     if blocks:
-        return CURES.get(doing, "blocks the event loop")
+        return "blocks the event loop" + (f": {cure}" if (cure := CURES.get(doing)) else "")
     if doing in ("sleeping", "socket"):
         return _waiting(each)
     return PLACES.get(doing, "")

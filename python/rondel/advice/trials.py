@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -23,11 +22,6 @@ MOST_CALLS = 100_000
 
 #: Seconds that a pool's workers may take until they have answered for the first time.
 START_LIMIT = 60.0
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_own_thread(function: Callable[[], T]) -> T:

@@ -17,6 +17,7 @@ from collections.abc import (
 from concurrent.futures import Executor
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from ..cores import usable
 from . import choice
 from .interpreters import InterpreterPool
 from .threads import to_thread
@@ -164,8 +165,8 @@ def _make(kind: str) -> Executor:
 
 def _workers(to: Where) -> int:
     if isinstance(to, str) and to != "interpreters":
-        return os.cpu_count() or 1 if to == "processes" else min(32, (os.cpu_count() or 1) + 4)
-    workers: int = getattr(executor(to), "_max_workers", os.cpu_count() or 1)
+        return usable() if to == "processes" else min(32, usable() + 4)
+    workers: int = getattr(executor(to), "_max_workers", usable())
     return workers
 
 

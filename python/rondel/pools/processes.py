@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .. import _rondel
+from ..cores import usable
 from . import process_worker
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ class ProcessPool(concurrent.futures.Executor):
         if sys.platform != "linux":
             raise NotImplementedError("rondel.ProcessPool needs Linux")
         if max_workers is None:
-            max_workers = min(_usable_processors() or 1, MAX_WORKERS)
+            max_workers = min(usable(), MAX_WORKERS)
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         elif max_workers > MAX_WORKERS:
@@ -520,12 +521,6 @@ def _checked_limit(seconds: float | None) -> float | None:
     if seconds is not None and not seconds > 0:
         raise ValueError("a time limit must be a number of seconds > 0, or None")
     return seconds
-
-
-def _usable_processors() -> int | None:
-    # New in 3.13, where the standard library's pool counts by it.
-    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
-    return count()
 
 
 def _serve(server: "_rondel.ProcessServer", workers: Workers) -> None:

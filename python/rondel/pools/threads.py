@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 from .. import _rondel
+from ..cores import usable
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -80,7 +81,7 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
         idle_timeout: float | None = IDLE_TIMEOUT,
     ) -> None:
         if max_workers is None:
-            max_workers = min(32, (_usable_processors() or 1) + 4)
+            max_workers = min(32, usable() + 4)
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
@@ -138,12 +139,6 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
         if wait:
             for thread in list(self._started):
                 thread.join()
-
-
-def _usable_processors() -> int | None:
-    # New in 3.13, where the standard library's pool counts by it.
-    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
-    return count()
 
 
 def work(

@@ -9,11 +9,12 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::arena::{Arena, Block, Maps, View};
 use super::board::{Board, INLINE, Place};
 use super::memory::MemoryFile;
+use crate::locking;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +103,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, (Arena, Maps)> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        locking::lock(&self.inner)
     }
 
     /// A new block, and its memory.

@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::arena::{Block, range_of};
 use super::board::Board;
 use super::frame::{Lender, Store};
+use crate::locking::lock;
 
 #[derive(Debug, Default)]
 struct Users {
@@ -145,7 +146,7 @@ impl Accounts {
 
     /// The account. No call into anything but itself is made while it is held.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ledger)
     }
 
     /// Nobody uses a block any more.
@@ -154,7 +155,7 @@ impl Accounts {
             self.store.release(block);
             return;
         }
-        let mut backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backlog = lock(&self.backlog);
         backlog.push(block);
         backlog.retain(|block| {
             block.owner().is_some_and(|berth| !self.board.give_back(berth, block.number()))
@@ -178,7 +179,7 @@ impl Accounts {
                 self.reclaim(block);
             }
         }
-        let mut backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backlog = lock(&self.backlog);
         backlog.retain(|block| block.owner() != Some(berth));
         drop(backlog);
         let range = range_of(Some(berth));

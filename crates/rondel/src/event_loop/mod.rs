@@ -253,6 +253,14 @@ impl State {
         }
     }
 
+    /// Puts a step onto the ready queue from another thread; a closed loop drops it.
+    pub fn send_step(&self, target: Py<PyAny>, step: Step) {
+        if !self.closed.get() {
+            self.push_step(target, step);
+            self.wake();
+        }
+    }
+
     /// As [`State::wake`], but leaves it to the caller to ring, soon: when it has let go of the GIL,
     /// without which a woken loop could not do a thing.
     #[must_use]

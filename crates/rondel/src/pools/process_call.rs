@@ -170,8 +170,7 @@ pub fn deliver(
             } else {
                 state.outcome.replace(Some(outcome));
                 state.target.replace(Some(Target::Loop(event_loop.clone_ref(py), future)));
-                loop_state.push_step(call.clone().into_any().unbind(), on_loop);
-                loop_state.wake();
+                loop_state.send_step(call.clone().into_any().unbind(), on_loop);
                 Ok(())
             }
         }
@@ -237,13 +236,9 @@ pub fn cancel(call: &Bound<'_, Call>) -> PyResult<()> {
     call.get().forget(py);
     match target {
         Some(Target::Loop(event_loop, future)) => {
-            let loop_state = event_loop.get().state(py);
-            if !loop_state.closed.get() {
-                loop_state.push_step(future, |future| {
-                    future.call_method0(intern!(future.py(), "cancel")).map(drop)
-                });
-                loop_state.wake();
-            }
+            event_loop.get().state(py).send_step(future, |future| {
+                future.call_method0(intern!(future.py(), "cancel")).map(drop)
+            });
             Ok(())
         }
         Some(Target::Concurrent(future)) => {

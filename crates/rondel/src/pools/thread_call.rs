@@ -119,12 +119,12 @@ impl Call {
         }
     }
 
-    /// Forgets what was to be called and who waits for it.
-    fn clear(&self, py: Python<'_>) {
+    /// Forgets what was to be called; returns who waits for it.
+    fn clear(&self, py: Python<'_>) -> Option<Target> {
         let state = self.state.get(py);
         drop(state.place.take());
         drop(state.work.take());
-        drop(state.target.take());
+        state.target.take()
     }
 }
 
@@ -139,14 +139,12 @@ impl Call {
             return Ok(());
         }
         let Some(taken_back) = pool.crew.take_back(ticket) else { return Ok(()) };
-        let is_concurrent =
-            matches!(&*this.state.get(py).target.borrow(), Some(Target::Concurrent(_)));
-        this.clear(py);
+        let target = this.clear(py);
         drop(taken_back);
-        if is_concurrent {
-            notify_cancelled(future)?;
+        match target {
+            Some(Target::Concurrent(_)) => notify_cancelled(future),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -250,16 +248,9 @@ fn set_exception(future: &Bound<'_, PyAny>, error: &PyErr) -> PyResult<()> {
 
 /// Cancels a call that was taken out of the queue: shutdown(cancel_futures=True).
 pub fn cancel(py: Python<'_>, call: &Bound<'_, Call>) -> PyResult<()> {
-    let state = call.get().state.get(py);
-    let target = state.target.take();
-    call.get().clear(py);
-    match target {
+    match call.get().clear(py) {
         Some(Target::Loop(event_loop, future)) => {
-            let event_loop_state = event_loop.get().state(py);
-            if !event_loop_state.closed.get() {
-                event_loop_state.push_step(future, cancel_unless_done);
-                event_loop_state.wake();
-            }
+            event_loop.get().state(py).send_step(future, cancel_unless_done);
             Ok(())
         }
         Some(Target::Concurrent(future)) => {
@@ -279,17 +270,14 @@ fn cancel_unless_done(future: &Bound<'_, PyAny>) -> PyResult<()> {
 
 /// Gives a call that was taken out of the queue an error.
 pub fn fail(py: Python<'_>, call: &Bound<'_, Call>, error: PyErr) -> PyResult<()> {
-    let state = call.get().state.get(py);
-    let target = state.target.take();
-    call.get().clear(py);
-    match target {
+    match call.get().clear(py) {
         Some(Target::Loop(event_loop, future)) => {
-            let event_loop_state = event_loop.get().state(py);
-            if !event_loop_state.closed.get() {
+            let loop_state = event_loop.get().state(py);
+            if !loop_state.closed.get() {
+                let state = call.get().state.get(py);
                 state.outcome.replace(Some(Err(error)));
                 state.target.replace(Some(Target::Loop(event_loop.clone_ref(py), future)));
-                event_loop_state.push_step(call.clone().into_any().unbind(), deliver);
-                event_loop_state.wake();
+                loop_state.send_step(call.clone().into_any().unbind(), deliver);
             }
             Ok(())
         }

@@ -8,7 +8,8 @@ use rondel_reactor::poller::Event;
 
 use super::super::board::{Listener, State as SlotState};
 use super::super::frame::{self, Lease, Lender, Pickle, Sent};
-use super::{Answer, Finished, News, Parent, Source, State, lock};
+use super::{Answer, Finished, News, Parent, Source, State};
+use crate::locking::lock;
 
 impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
     /// Waits until there is something for the pool's thread to do.
@@ -77,13 +78,7 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
     ) {
         let Some(call) = state.slots[slot].take() else { return };
         let answer = self.read_answer(slot, berth, &call.sent);
-        if let Some(frame) = call.sent.frame {
-            self.accounts.store.release(frame);
-        }
-        self.board().free(slot);
-        state.free.push(slot);
-        state.limited -= usize::from(call.limit.is_some());
-        state.ends(call.by_loop);
+        self.leave(state, slot, &call);
         news.finished.push(Finished { target: call.target, answer });
     }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::super::board::{self, Listener, SLOTS, State as SlotState};
 use super::super::frame::Message;
-use super::{Cause, InFlight, Lost, News, Occupant, Parent, State, lock, placed};
+use super::{Cause, InFlight, Lost, News, Occupant, Parent, State, placed};
+use crate::locking::lock;
 
 impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
     /// Deals with the end of a worker. What it had answered before comes with `news`.
@@ -57,13 +58,7 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         for block in &call.sent.buffers {
             self.accounts.drop_use(*block);
         }
-        if let Some(frame) = call.sent.frame {
-            self.accounts.store.release(frame);
-        }
-        self.board().free(slot);
-        state.free.push(slot);
-        state.limited -= usize::from(call.limit.is_some());
-        state.ends(call.by_loop);
+        self.leave(state, slot, &call);
         Some(call)
     }
 

@@ -21,7 +21,7 @@ mod ending;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rondel_reactor::poller::{Poller, Registrar, Watch};
 use rondel_reactor::slab::{Key, Slab};
@@ -33,6 +33,7 @@ use super::frame::{self, Kind, Lease, Lender, Message, Pickle, Reference, Sent, 
 use super::ledger::Accounts;
 use super::memory::MemoryFile;
 use super::process::Process;
+use crate::locking::lock;
 
 /// Messages with more bytes to copy than this are placed by the pool's thread.
 const LIGHT: usize = 64 << 10;
@@ -191,10 +192,6 @@ pub struct Parent<T, B> {
     poller: Mutex<Poller>,
     registrar: Registrar,
     sources: Mutex<Slab<Source>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
@@ -370,6 +367,17 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
                 }
             }
         }
+    }
+
+    /// A call that was on the board is at its end: its slot is free, and so is its message.
+    fn leave(&self, state: &mut State<T, B>, slot: usize, call: &InFlight<T>) {
+        if let Some(frame) = call.sent.frame {
+            self.accounts.store.release(frame);
+        }
+        self.board().free(slot);
+        state.free.push(slot);
+        state.limited -= usize::from(call.limit.is_some());
+        state.ends(call.by_loop);
     }
 
     fn give_up(
