@@ -22,9 +22,11 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+
+use rondel_reactor::lock::lock;
 
 /// A job's place in the queue: later jobs have greater ones.
 pub type Ticket = u64;
@@ -124,8 +126,7 @@ impl<T> Crew<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<T>> {
-        // Nothing in here can panic half-way through a change.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Queues a job.

@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use pyo3::exceptions::PyValueError;
@@ -20,6 +20,7 @@ use rondel_fetch::engine::{self, Watch};
 use rondel_fetch::error::{Error, Kind};
 use rondel_fetch::event::{Event, Observer};
 use rondel_fetch::job::Job;
+use rondel_reactor::lock::lock;
 
 use crate::errors::os_error;
 
@@ -51,7 +52,7 @@ enum News {
 impl Inbox {
     fn push(&self, news: News) {
         let first = {
-            let mut waiting = self.lock();
+            let mut waiting = lock(&self.news);
             waiting.push(news);
             waiting.len() == 1
         };
@@ -59,10 +60,6 @@ impl Inbox {
             // Full, it wakes as well; closed, nobody listens any more.
             let _ = (&self.wake).write(&[1]);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<News>> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -121,7 +118,7 @@ impl Downloads {
                 _ => break,
             }
         }
-        let news = std::mem::take(&mut *self.inbox.lock());
+        let news = std::mem::take(&mut *lock(&self.inbox.news));
         news.into_iter().map(|news| tuple(py, news)).collect()
     }
 

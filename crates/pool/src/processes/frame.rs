@@ -9,7 +9,9 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rondel_reactor::lock::lock;
 
 use super::arena::{Arena, Block, Maps, View};
 use super::board::{Board, INLINE, Place};
@@ -102,7 +104,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, (Arena, Maps)> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// A new block, and its memory.

@@ -7,7 +7,9 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use rondel_reactor::lock::lock;
 
 use super::arena::{Block, range_of};
 use super::board::Board;
@@ -145,7 +147,7 @@ impl Accounts {
 
     /// The account. No call into anything but itself is made while it is held.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ledger)
     }
 
     /// Nobody uses a block any more.
@@ -154,7 +156,7 @@ impl Accounts {
             self.store.release(block);
             return;
         }
-        let mut backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backlog = lock(&self.backlog);
         backlog.push(block);
         backlog.retain(|block| {
             block.owner().is_some_and(|berth| !self.board.give_back(berth, block.number()))
@@ -178,7 +180,7 @@ impl Accounts {
                 self.reclaim(block);
             }
         }
-        let mut backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backlog = lock(&self.backlog);
         backlog.retain(|block| block.owner() != Some(berth));
         drop(backlog);
         let range = range_of(Some(berth));

@@ -5,7 +5,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rondel_reactor::lock::lock;
 
 use super::arena::{Block, range_of};
 use super::bell::Bell;
@@ -19,7 +21,7 @@ struct Borrowed(Mutex<(HashMap<Block, u32>, Vec<Block>)>);
 
 impl Borrowed {
     fn lock(&self) -> MutexGuard<'_, (HashMap<Block, u32>, Vec<Block>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

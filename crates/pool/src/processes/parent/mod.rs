@@ -21,8 +21,9 @@ mod ending;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use rondel_reactor::lock::lock;
 use rondel_reactor::poller::{Poller, Registrar, Watch};
 use rondel_reactor::slab::{Key, Slab};
 
@@ -191,10 +192,6 @@ pub struct Parent<T, B> {
     poller: Mutex<Poller>,
     registrar: Registrar,
     sources: Mutex<Slab<Source>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
