@@ -71,7 +71,8 @@ def running(directory: pathlib.Path) -> Iterator[Cluster]:
             process.terminate()
         for process in (*workers.values(), scheduler):
             try:
-                process.wait(10)
+                # Dask's own way out may wait for a scheduler that has gone.
+                process.wait(2)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -39,6 +39,8 @@ _STATUS = {"input": 2, "status": 4, "checksum": 5, "disk": 6, "exists": 7, "canc
 # --- on a worker ------------------------------------------------------------------------------
 
 _running: dict[str, "_Shard"] = {}
+#: Shards that were stopped, perhaps before they began.
+_stopped: deque[str] = deque(maxlen=1000)
 
 
 class _Shard:
@@ -80,6 +82,8 @@ def download_shard(
     """Download a shard's files; returns what `report_shard` has not told yet."""
     shard = _running[key] = _Shard(files, arguments, directory)
     try:
+        if key in _stopped:
+            shard.stop()
         shard.drive()
     finally:
         _running.pop(key, None)
@@ -94,6 +98,7 @@ def report_shard(key: str) -> tuple[int, list[tuple[Any, ...]]] | None:
 
 def stop_shard(key: str) -> None:
     """Stop a shard; what can be resumed leaves its part."""
+    _stopped.append(key)
     if (shard := _running.get(key)) is not None:
         shard.stop()
 

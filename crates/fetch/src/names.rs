@@ -128,7 +128,7 @@ fn parameters(text: &str) -> Vec<(String, String)> {
 }
 
 /// What stands before the closing quote, escapes undone, and what follows it.
-fn unquoted(text: &str) -> (String, &str) {
+pub(crate) fn unquoted(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut characters = text.char_indices();
     while let Some((at, c)) = characters.next() {

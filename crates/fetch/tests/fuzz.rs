@@ -3,12 +3,15 @@
 //! The input is made from good examples by a generator with a fixed seed, so a failure comes again; its
 //! message holds the input.
 
+#![allow(clippy::unwrap_used)] // a failure fails the test
+
 use std::fmt::Write as _;
 use std::path::{Component, Path};
 use std::time::{Duration, SystemTime};
 
 use rondel_fetch::checksum::{Checksum, Sums};
 use rondel_fetch::cookies::Jar;
+use rondel_fetch::digest::Challenge;
 use rondel_fetch::engine::{parse_url, settle};
 use rondel_fetch::job::{Job, Options};
 use rondel_fetch::names::{self, Template};
@@ -324,6 +327,14 @@ fn headers() {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     each(9, &dates, |text| {
         let _ = backoff::retry_after(text, now);
+    });
+    let challenge =
+        r#"Basic realm="x", Digest realm="r", nonce="n", qop="auth,auth-int", opaque=o"#;
+    each(11, &[challenge, "Digest realm=r,nonce=n,algorithm=SHA-256-sess"], |text| {
+        if let Some(mut challenge) = Challenge::find(text) {
+            let answer = challenge.answer("me", "secret", "/x", "own");
+            assert!(answer.starts_with("Digest ") && !answer.contains("secret"), "{answer}");
+        }
     });
     let url = parse_url("http://www.example.org/a/b").unwrap();
     let other = parse_url("http://other.example/").unwrap();
