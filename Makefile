@@ -17,7 +17,7 @@ export URLS PYTHONS
 .PHONY: help run test lint fmt bench build docs wheels clean preflight
 
 help:
-	@echo 'make run                  download files from an embedded server with aiohttp, on asyncio'"'"'s loop and on ours'
+	@echo 'make run                  download from an embedded server by aiohttp on both loops, rondel.http, rondel get'
 	@echo 'make run URLS="U1 U2"     download these into downloads/'
 	@echo 'make test                 everything: formatting, lints, types, unit tests, pytest, CPython'"'"'s suites'
 	@echo 'make test STEPS="pytest"  only these steps of it (packages rustfmt clippy ruff mypy cargo-test build'

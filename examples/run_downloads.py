@@ -1,14 +1,15 @@
-"""The main job: run examples/download.py for real and show what came of it.
+"""The main job: run the download programs for real and show what came of it.
 
     python examples/run_downloads.py [--files COUNTxSIZE ...]
 
-starts the origin server (examples/origin.py), runs the download program against it on asyncio's
-loop and then on rondel's, each time as a process of its own, verifies every file against the
-origin's checksums and prints a table. Exit status 1 if a download or a checksum failed.
+starts the origin server (examples/origin.py), downloads everything from it by aiohttp on asyncio's
+loop, by the same program on rondel's, by rondel.http and rondel.files, and by ``rondel get``, each
+time as a process of its own, verifies every file against the origin's checksums and prints a table.
+Exit status 1 if a download or a checksum failed.
 
     python examples/run_downloads.py URL...
 
-downloads those URLs into ``downloads/`` on rondel's loop instead.
+downloads those URLs into ``downloads/`` by aiohttp on rondel's loop instead.
 """
 
 from __future__ import annotations
@@ -29,18 +30,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
-from download import file_name
+from asked import file_name
 from origin import DEFAULT_FILES, Entry
 
 HERE = Path(__file__).resolve().parent
-LOOPS = ("asyncio", "rondel")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One way to download: its name, its command, what it imports, and the loop that it reports."""
+
+    name: str
+    command: tuple[str, ...]
+    imports: str
+    loop: str | None
+
+    def arguments(self, directory: Path, urls: Sequence[str]) -> list[str]:
+        """The whole command line for these downloads."""
+        return [sys.executable, *self.command, "-o", str(directory), *urls]
+
+
+AIOHTTP = str(HERE / "download.py")
+ON_RONDEL = Program(
+    "aiohttp on rondel",
+    (AIOHTTP, "--loop", "rondel"),
+    "aiohttp, async_timeout, rondel",
+    "rondel",
+)
+PROGRAMS = (
+    Program(
+        "aiohttp on asyncio", (AIOHTTP, "--loop", "asyncio"), "aiohttp, async_timeout", "asyncio"
+    ),
+    ON_RONDEL,
+    Program(
+        "rondel.http",
+        (str(HERE / "download_native.py"),),
+        "async_timeout, rondel.http, rondel.files",
+        "rondel",
+    ),
+    # The origin is on this machine, whatever proxy leads out of it.
+    Program("rondel get", ("-m", "rondel", "get", "-q", "--no-proxy"), "rondel._rondel", None),
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of the download program came to."""
+    """What one run of a download program came to."""
 
-    loop: str
+    program: str
     files: int
     total_files: int
     size: int
@@ -57,7 +94,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the download program: wall and CPU seconds, and what went wrong."""
+    """One run of a download program: wall and CPU seconds, and what went wrong."""
 
     wall: float
     cpu: float
@@ -97,7 +134,7 @@ class Progress:
         self._shown = now
         seconds = now - self._started
         done = human(size) if self._size is None else f"{human(size)} of {human(self._size)}"
-        text = f"{self._label:<8} {files}/{self._files} files  {done}  {seconds:.1f} s"
+        text = f"{self._label:<18} {files}/{self._files} files  {done}  {seconds:.1f} s"
         if not self._live:
             print(f"  {text}", flush=True)
             return
@@ -112,10 +149,10 @@ class Progress:
 
 def print_table(outcomes: Sequence[Outcome]) -> None:
     """Print a row per run, numbers to the right."""
-    heads = ("loop", "files", "bytes", "seconds", "CPU seconds", "MiB/s", "checksums")
+    heads = ("program", "files", "bytes", "seconds", "CPU seconds", "MiB/s", "checksums")
     rows = [
         (
-            outcome.loop,
+            outcome.program,
             f"{outcome.files}/{outcome.total_files}",
             f"{outcome.size:,}",
             f"{outcome.wall:.2f}",
@@ -143,7 +180,7 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
         print(line(row))
     for outcome in outcomes:
         for problem in outcome.problems:
-            print(f"  {outcome.loop}: {problem}")
+            print(f"  {outcome.program}: {problem}")
     print()
 
 
@@ -167,40 +204,41 @@ def origin(files: Sequence[str]) -> Iterator[tuple[str, list[Entry]]]:
 
 
 def present(directory: Path, names: Sequence[str]) -> dict[str, int]:
-    """Sizes in bytes of those of the named files that exist."""
+    """Sizes in bytes of those of the named files that exist, whole or (`rondel get`'s) in part."""
     sizes = {}
     for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            sizes[name] = (directory / name).stat().st_size
+        for path in (directory / name, directory / f"{name}.rondel-part"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[name] = path.stat().st_size
+                break
     return sizes
 
 
-def warm_up(loop: str) -> None:
+def warm_up(program: Program) -> None:
     """Load the program and its imports once, so that the first run does not pay for a cold disk."""
-    imports = "import aiohttp, async_timeout" + (", rondel" if loop == "rondel" else "")
-    if subprocess.run([sys.executable, "-c", imports], check=False).returncode:
-        raise SystemExit(f"the download program cannot run on {loop} here (its message is above)")
+    imports = [sys.executable, "-c", f"import {program.imports}"]
+    if subprocess.run(imports, check=False).returncode:
+        raise SystemExit(f"{program.name} cannot run here (its message is above)")
 
 
 def run_program(
-    loop: str, urls: Sequence[str], directory: Path, sizes: Mapping[str, int] | None
+    program: Program, urls: Sequence[str], directory: Path, sizes: Mapping[str, int] | None
 ) -> Run:
-    """Run examples/download.py, showing progress.
+    """Run a download program, showing progress.
 
     `sizes` are the files' expected sizes in bytes, where they are known.
     """
     names = [file_name(url) for url in urls]
-    progress = Progress(loop, len(urls), None if sizes is None else sum(sizes.values()))
+    progress = Progress(program.name, len(urls), None if sizes is None else sum(sizes.values()))
 
     def show(*, final: bool = False) -> None:
         found = present(directory, names)
         complete = sum(sizes is None or size == sizes[name] for name, size in found.items())
         progress.show(complete, sum(found.values()), final=final)
 
-    command = [sys.executable, str(HERE / "download.py"), "--loop", loop, "-o", str(directory)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         started = time.monotonic()
-        process = subprocess.Popen([*command, *urls], stdout=out, stderr=err)
+        process = subprocess.Popen(program.arguments(directory, urls), stdout=out, stderr=err)
         try:
             # wait4 rather than wait(): it is what tells the CPU time of this very child.
             while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
@@ -218,7 +256,7 @@ def run_program(
         messages = err.read().splitlines()
         ran_on = out.readline().strip().rpartition(" ")[2]
     cpu = ended[2].ru_utime + ended[2].ru_stime
-    if process.returncode == 0 and ran_on.partition(".")[0] != loop:
+    if process.returncode == 0 and program.loop not in (None, ran_on.partition(".")[0]):
         messages.append(f"the program ran on {ran_on or 'an unknown loop'}")
     elif process.returncode == 0:
         # Warnings, which are worth seeing and no failure.
@@ -245,26 +283,26 @@ def verify(directory: Path, entries: Sequence[Entry]) -> list[str]:
     return problems
 
 
-def compare_loops(files: Sequence[str]) -> list[Outcome]:
-    """Download everything from the origin, once per loop."""
+def compare_programs(files: Sequence[str]) -> list[Outcome]:
+    """Download everything from the origin, once by each program."""
     outcomes = []
     print("starting the origin server …", flush=True)
     with origin(files) as (url, entries):
         sizes = {entry.name: entry.size for entry in entries}
         urls = [f"{url}/{entry.name}" for entry in entries]
         print(f"{len(urls)} files, {human(sum(sizes.values()))}, from {url}", flush=True)
-        for loop in LOOPS:
-            warm_up(loop)
+        for program in PROGRAMS:
+            warm_up(program)
             # A directory per run, gone before the next one: nothing left from the first run can
             # pass for a download of the second, or make it wait for the disk.
             with tempfile.TemporaryDirectory(prefix="downloads-") as name:
                 directory = Path(name)
-                run = run_program(loop, urls, directory, sizes)
+                run = run_program(program, urls, directory, sizes)
                 found = present(directory, list(sizes))
                 wrong = verify(directory, entries)
                 outcomes.append(
                     Outcome(
-                        loop,
+                        program.name,
                         files=sum(sizes[name] == size for name, size in found.items()),
                         total_files=len(urls),
                         size=sum(found.values()),
@@ -284,7 +322,7 @@ def download_urls(urls: Sequence[str], directory: Path) -> list[Outcome]:
     print(f"{len(urls)} URLs into {directory}{os.sep}", flush=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as name:
         partial = Path(name)
-        run = run_program("rondel", urls, partial, None)
+        run = run_program(ON_RONDEL, urls, partial, None)
         complete = [
             file_name(url)
             for url in urls
@@ -295,7 +333,7 @@ def download_urls(urls: Sequence[str], directory: Path) -> list[Outcome]:
             (partial / name).replace(directory / name)
     return [
         Outcome(
-            "rondel",
+            ON_RONDEL.name,
             files=len(found),
             total_files=len(urls),
             size=sum(found.values()),
@@ -310,7 +348,7 @@ def download_urls(urls: Sequence[str], directory: Path) -> list[Outcome]:
 def main() -> int:
     """Run, print the table, and say by the exit status whether all is well."""
     parser = argparse.ArgumentParser(
-        description="Run the download program on asyncio's loop and on rondel's, and compare."
+        description="Download by aiohttp on both loops, by rondel.http and by rondel get; compare."
     )
     parser.add_argument("urls", nargs="*", metavar="URL", help="download these instead")
     parser.add_argument(
@@ -328,7 +366,7 @@ def main() -> int:
         outcomes = (
             download_urls(arguments.urls, Path("downloads"))
             if arguments.urls
-            else compare_loops(arguments.files)
+            else compare_programs(arguments.files)
         )
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

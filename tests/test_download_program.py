@@ -38,10 +38,23 @@ class Origin(NamedTuple):
         return [f"{self.url}/{entry['name']}" for entry in self.manifest]
 
 
-@pytest.fixture(params=["asyncio", "rondel"])
-def loop_name(request: pytest.FixtureRequest) -> str:
-    """What the download program is told by ``--loop``."""
-    return str(request.param)
+class Program(NamedTuple):
+    """A download program: its file, and what it is told by ``--loop``."""
+
+    file: str
+    loop: str
+
+
+@pytest.fixture(
+    params=[
+        Program("download.py", "asyncio"),
+        Program("download.py", "rondel"),
+        Program("download_native.py", "rondel"),
+    ],
+    ids=lambda program: f"{program.file}-{program.loop}",
+)
+def way(request: pytest.FixtureRequest) -> Program:
+    return Program(*request.param)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +85,14 @@ def program(name: str, *arguments: str, **options: Any) -> subprocess.CompletedP
 
 
 def download(
-    loop_name: str, urls: Sequence[str], directory: Path
+    way: Program, urls: Sequence[str], directory: Path
 ) -> subprocess.CompletedProcess[str]:
-    return program("download.py", "--loop", loop_name, "-o", str(directory), *urls)
+    return program(way.file, "--loop", way.loop, "-o", str(directory), *urls)
 
 
-def test_every_file_arrives_unharmed(loop_name: str, origin: Origin, tmp_path: Path) -> None:
+def test_every_file_arrives_unharmed(way: Program, origin: Origin, tmp_path: Path) -> None:
     target = tmp_path / "made" / "by the program"
-    result = download(loop_name, origin.urls, target)
+    result = download(way, origin.urls, target)
     assert (result.returncode, result.stderr) == (0, "")
     found = {
         path.name: (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -87,7 +100,7 @@ def test_every_file_arrives_unharmed(loop_name: str, origin: Origin, tmp_path: P
     }
     assert found == {entry["name"]: (entry["size"], entry["sha256"]) for entry in origin.manifest}
     # The loop that it says is the one it was given, not what it was asked for.
-    assert re.fullmatch(rf"{len(origin.urls)} URLs on {loop_name}\..*\n", result.stdout)
+    assert re.fullmatch(rf"{len(origin.urls)} URLs on {way.loop}\..*\n", result.stdout)
 
 
 def test_the_program_needs_nothing_of_rondel_but_the_loop() -> None:
@@ -97,18 +110,33 @@ def test_the_program_needs_nothing_of_rondel_but_the_loop() -> None:
     code = re.sub(r'"""(?s:.*?)"""|#.*', "", source.replace(function[0], ""))
     # What is left of the name is the choice on the command line.
     assert re.findall(r".*rondel.*", code) == [
-        '    parser.add_argument("--loop", choices=("rondel", "asyncio"), default="rondel")'
+        '    select_loop(read_command_line("rondel", "asyncio"))'
     ]
 
 
+def test_the_native_program_has_its_imports_changed_and_no_more() -> None:
+    def body(name: str) -> list[str]:
+        source = (EXAMPLES / name).read_text()
+        return source[source.index("async def download_coroutine") :].splitlines()
+
+    ours, theirs = body("download_native.py"), body("download.py")
+    assert [line for line in ours if line not in theirs] == [
+        '        async with files.open(file_name(url), "wb") as file:',
+        "                await file.write(chunk)",
+        '    read_command_line("rondel")',
+        "    sys.exit(1 if rondel.run(main()) else 0)",
+    ]
+    assert len(ours) < len(theirs)
+
+
 def test_failures_are_told_and_the_rest_arrives(
-    loop_name: str, origin: Origin, tmp_path: Path
+    way: Program, origin: Origin, tmp_path: Path
 ) -> None:
     missing = f"{origin.url}/missing"
     refused = f"http://{HOST}:{unused_port()}/refused"
     good = origin.urls[-1]
     with short_server() as short:
-        result = download(loop_name, [missing, refused, short, good], tmp_path)
+        result = download(way, [missing, refused, short, good], tmp_path)
     assert result.returncode == 1
     assert [line.split(": ")[1] for line in result.stderr.splitlines() if line] == [
         missing,
@@ -141,27 +169,31 @@ def short_server() -> Iterator[str]:
 
 
 @pytest.mark.timeout(60)
-def test_a_server_that_stalls_is_given_up_after_ten_seconds(loop_name: str, tmp_path: Path) -> None:
+def test_a_server_that_stalls_is_given_up_after_ten_seconds(way: Program, tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}/stalls"
         started = time.monotonic()
-        result = download(loop_name, [url], tmp_path)
+        result = download(way, [url], tmp_path)
         seconds = time.monotonic() - started
     assert (result.returncode, result.stderr) == (1, f"failed: {url}: TimeoutError: \n")
     assert 10 <= seconds < 20
 
 
 def test_two_urls_for_one_file_are_refused(tmp_path: Path) -> None:
-    result = download("rondel", ["http://a.invalid/f", "http://b.invalid/f"], tmp_path / "target")
+    result = download(
+        Program("download.py", "rondel"),
+        ["http://a.invalid/f", "http://b.invalid/f"],
+        tmp_path / "target",
+    )
     assert result.returncode == 2
     assert "same file" in result.stderr
     assert not (tmp_path / "target").exists()
 
 
-def test_interrupting_it_leaves_at_once(loop_name: str, tmp_path: Path) -> None:
+def test_interrupting_it_leaves_at_once(way: Program, tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}/stalls"
-        command = [sys.executable, str(EXAMPLES / "download.py"), "--loop", loop_name, url]
+        command = [sys.executable, str(EXAMPLES / way.file), "--loop", way.loop, url]
         with subprocess.Popen(
             command, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=heed_sigint
         ) as process:
@@ -189,20 +221,22 @@ def heed_sigint() -> None:
 
 # --- the main job -----------------------------------------------------------------------------
 
+PROGRAMS = ["aiohttp on asyncio", "aiohttp on rondel", "rondel.http", "rondel get"]
+
 
 def rows(output: str) -> dict[str, list[str]]:
-    """The table's rows by loop, the cells of each."""
+    """The table's rows by program, the cells of each."""
     table = output[output.index("─") :]
-    found = re.findall(r"^  (asyncio|rondel) +(\S.*)$", table, re.MULTILINE)
-    return {loop: re.split(r" {2,}", rest) for loop, rest in found}
+    found = re.findall(rf"^  ({'|'.join(PROGRAMS)}) {{2,}}(\S.*)$", table, re.MULTILINE)
+    return {program: re.split(r" {2,}", rest) for program, rest in found}
 
 
 @pytest.mark.timeout(60)
-def test_the_main_job_compares_the_loops() -> None:
+def test_the_main_job_compares_the_programs() -> None:
     result = program("run_downloads.py", "--files", "30x10KiB", "3x1MiB")
     assert (result.returncode, result.stderr) == (0, ""), result.stdout
     table = rows(result.stdout)
-    assert list(table) == ["asyncio", "rondel"]
+    assert list(table) == PROGRAMS
     for files, size, wall, cpu, rate, checksums in table.values():
         assert (files, size, checksums) == ("33/33", "3,452,928", "33/33 verified")
         assert float(wall) > 0 and float(cpu) > 0 and float(rate) >= 0
@@ -225,8 +259,8 @@ def spoil(name):
 @pytest.mark.timeout(60)
 def test_the_main_job_notices_harm(tmp_path: Path) -> None:
     """A download program that changes one byte, or writes too little, is found out."""
-    for name in ("run_downloads.py", "origin.py", "download.py"):
-        shutil.copy(EXAMPLES / name, tmp_path)
+    for name in EXAMPLES.glob("*.py"):
+        shutil.copy(name, tmp_path)
     path = tmp_path / "download.py"
     source = path.read_text()
     head, end = "async def download_coroutine", "        return await response.release()\n"
@@ -242,10 +276,10 @@ def test_the_main_job_notices_harm(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     table = rows(result.stdout)
-    assert list(table) == ["asyncio", "rondel"]
-    for cells in table.values():
-        assert cells[0] == "3/4"
-        assert cells[-1] == "2/4 verified"
+    for name, cells in table.items():
+        spoilt = name in ("aiohttp on asyncio", "aiohttp on rondel")
+        assert cells[0] == ("3/4" if spoilt else "4/4")
+        assert cells[-1] == ("2/4 verified" if spoilt else "4/4 verified")
     assert "10KiB-02.bin is not what was served (10240 of 10240 bytes)" in result.stdout
     assert "10KiB-03.bin is not what was served (10 of 10240 bytes)" in result.stdout
 
@@ -258,8 +292,8 @@ def test_the_main_job_downloads_what_it_is_given(origin: Origin, tmp_path: Path)
     old.write_text("from an earlier run")
     result = program("run_downloads.py", *urls, cwd=tmp_path)
     assert result.returncode == 1
-    assert rows(result.stdout)["rondel"][0] == "2/3"
-    assert rows(result.stdout)["rondel"][-1] == "none known"
+    assert rows(result.stdout)["aiohttp on rondel"][0] == "2/3"
+    assert rows(result.stdout)["aiohttp on rondel"][-1] == "none known"
     assert f"failed: {urls[-1]}: " in result.stdout
     for entry in origin.manifest[-2:]:
         content = (old.parent / entry["name"]).read_bytes()

@@ -21,13 +21,8 @@ pytestmark = pytest.mark.timeout(2 * LIMIT)
 
 @pytest.fixture(scope="module")
 def nginx() -> Iterator[Nginx]:
-    server = Nginx()
-    try:
-        server.start()
+    with Nginx().running() as server:
         yield server
-    finally:
-        server.kill(signal.SIGTERM)
-        shutil.rmtree(server.folder)
 
 
 def noise(size: int, seed: object = 0) -> bytes:

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -114,6 +116,15 @@ class Nginx(_Server):
     @property
     def tls_url(self) -> str:
         return f"https://localhost:{self.tls_port}"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Nginx"]:
+        try:
+            self.start()
+            yield self
+        finally:
+            self.kill(signal.SIGTERM)
+            shutil.rmtree(self.folder)
 
     def file(self, name: str, content: bytes) -> str:
         """Serve a file; its URL."""

@@ -14,6 +14,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["get"]:
+        if any(argument.partition("=")[0] == "--dask" for argument in arguments):
+            from .spread import main as spread
+
+            return spread(arguments[1:])
         from ._rondel import get
 
         return get(arguments[1:])

@@ -139,19 +139,7 @@ impl Shared {
     /// A target that no other file of this run has, that one or a numbered one; one that is not there
     /// either, if files that are there are to keep their names.
     pub fn claim(&self, target: PathBuf) -> PathBuf {
-        let mut claimed = locked(&self.claimed);
-        let rename = self.options.existing == Existing::Rename;
-        let is_free = |path: &PathBuf, claimed: &HashSet<PathBuf>| {
-            !(claimed.contains(path) || rename && path.symlink_metadata().is_ok())
-        };
-        let mut found = target.clone();
-        let mut number = 0;
-        while !is_free(&found, &claimed) {
-            number += 1;
-            found = names::numbered(&target, number);
-        }
-        claimed.insert(found.clone());
-        found
+        claim(&mut locked(&self.claimed), target, self.options.existing == Existing::Rename)
     }
 
     /// One worker: files until there is none left.
@@ -208,6 +196,35 @@ impl Drop for Working<'_> {
         let mut active = locked(&watch.active);
         active.retain(|progress| !Arc::ptr_eq(progress, self.progress));
         watch.received.fetch_add(self.progress.received(), Ordering::Relaxed);
+    }
+}
+
+/// See [`Shared::claim`]; `rename` for names that no file has, either.
+fn claim(claimed: &mut HashSet<PathBuf>, target: PathBuf, rename: bool) -> PathBuf {
+    let mut found = target.clone();
+    let mut number = 0;
+    while claimed.contains(&found) || rename && found.symlink_metadata().is_ok() {
+        number += 1;
+        found = names::numbered(&target, number);
+    }
+    claimed.insert(found.clone());
+    found
+}
+
+/// Give every job the name and the checksum that a run of all of them would, but for names that servers
+/// choose: so that runs of some of them at different places agree. A job that cannot be run stays as
+/// it is, for its run to say so.
+pub fn settle(jobs: &mut [Job], options: &Options) {
+    let mut claimed = HashSet::new();
+    for (index, job) in jobs.iter_mut().enumerate() {
+        let Ok((_, target, _)) = target(job, index, options) else { continue };
+        let target = claim(&mut claimed, target, false);
+        if job.checksum.is_none() {
+            let name = target.file_name().unwrap_or_default().to_string_lossy();
+            job.checksum = options.sums.as_ref().and_then(|sums| sums.find(&name).cloned());
+        }
+        let relative = target.strip_prefix(&options.directory).unwrap_or(&target);
+        job.name = Some(relative.to_string_lossy().into_owned());
     }
 }
 

@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue,
-    LOCATION, RETRY_AFTER, SET_COOKIE, USER_AGENT,
+    LOCATION, RETRY_AFTER, SET_COOKIE, USER_AGENT, WWW_AUTHENTICATE,
 };
 use hyper::{Request, StatusCode, Uri, Version};
 use tokio::time::timeout;
@@ -15,6 +15,7 @@ use url::{Position, Url};
 
 use crate::backoff;
 use crate::connect::{Connection, Connector, NoBody, from_hyper};
+use crate::digest::Challenge;
 use crate::error::{Error, Kind, Result};
 use crate::job::Options;
 use crate::locked;
@@ -31,6 +32,8 @@ pub struct Client {
     idle: Mutex<HashMap<String, Vec<Connection>>>,
     /// What every request says.
     headers: HeaderMap,
+    /// By origin, the challenge that its last answers were to.
+    challenges: Mutex<HashMap<String, Challenge>>,
 }
 
 impl Client {
@@ -47,7 +50,12 @@ impl Client {
         for (name, value) in &options.headers {
             add(&mut headers, name, value)?;
         }
-        Ok(Self { connector: Connector::new(options.concurrency), idle: Mutex::default(), headers })
+        Ok(Self {
+            connector: Connector::new(options.concurrency),
+            idle: Mutex::default(),
+            headers,
+            challenges: Mutex::default(),
+        })
     }
 
     /// GET a URL, following redirects. `own` are the job's headers, `extra` those of this request.
@@ -61,8 +69,16 @@ impl Client {
         let mut url = url.clone();
         let origin = url.origin();
         for _ in 0..=options.max_redirects {
-            let headers = self.headers(options, &url, own, extra, url.origin() == origin)?;
-            let answer = self.send(options, &url, headers).await?;
+            let same_origin = url.origin() == origin;
+            let headers = self.headers(options, &url, own, extra, same_origin)?;
+            let mut answer = self.send(options, &url, headers).await?;
+            if answer.status.as_u16() == 401
+                && self.is_challenged(options, &url, &answer, same_origin)
+            {
+                answer.discard(options).await;
+                let headers = self.headers(options, &url, own, extra, same_origin)?;
+                answer = self.send(options, &url, headers).await?;
+            }
             for cookie in answer.headers.get_all(SET_COOKIE) {
                 if let Ok(text) = cookie.to_str() {
                     options.cookies.store(&url, text);
@@ -102,15 +118,16 @@ impl Client {
             headers.insert(name, value.clone());
         }
         if !headers.contains_key(AUTHORIZATION) {
-            let host = url.host_str().unwrap_or_default();
-            let given = options.user.as_ref().filter(|_| same_origin);
-            let authorization = proxy::of_url(url)
-                .map(|(user, password)| proxy::basic(&user, &password))
-                .or_else(|| given.map(|(user, password)| proxy::basic(user, password)))
-                .or_else(|| {
-                    options.netrc.find(host).map(|(user, password)| proxy::basic(user, password))
-                });
-            if let Some(value) = authorization {
+            if let Some((user, password)) = credentials(options, url, same_origin) {
+                let mut challenges = locked(&self.challenges);
+                let value = match challenges.get_mut(&origin_of(url)) {
+                    None => proxy::basic(&user, &password),
+                    Some(challenge) => {
+                        let path = &url[Position::BeforePath..Position::AfterQuery];
+                        let own = format!("{:x}{:x}", random_bits(), random_bits());
+                        challenge.answer(&user, &password, path, &own)
+                    }
+                };
                 add(&mut headers, "authorization", &value)?;
             }
         }
@@ -120,6 +137,28 @@ impl Client {
             add(&mut headers, "cookie", &all)?;
         }
         Ok(headers)
+    }
+
+    /// Whether the server asks for digest authentication and there is something to answer.
+    fn is_challenged(
+        &self,
+        options: &Options,
+        url: &Url,
+        answer: &Answer<'_>,
+        same_origin: bool,
+    ) -> bool {
+        let found = answer
+            .headers
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|header| header.to_str().ok())
+            .find_map(Challenge::find);
+        let Some(challenge) = found.filter(|_| credentials(options, url, same_origin).is_some())
+        else {
+            return false;
+        };
+        locked(&self.challenges).insert(origin_of(url), challenge);
+        true
     }
 
     /// One request, on an idle connection or a new one.
@@ -201,6 +240,24 @@ impl Client {
             None => drop(idle.insert(key.to_owned(), vec![connection])),
         }
     }
+}
+
+/// Name and password for a URL's server; those of the command line are for the URLs' own.
+fn credentials(options: &Options, url: &Url, same_origin: bool) -> Option<(String, String)> {
+    let given = options.user.clone().filter(|_| same_origin);
+    proxy::of_url(url).or(given).or_else(|| {
+        let (user, password) = options.netrc.find(url.host_str().unwrap_or_default())?;
+        Some((user.to_owned(), password.to_owned()))
+    })
+}
+
+/// A URL's scheme, host and port.
+fn origin_of(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+fn random_bits() -> u64 {
+    (backoff::random() * 1e18) as u64
 }
 
 fn is_stale(error: &hyper::Error) -> bool {

@@ -10,6 +10,7 @@
 //! | [`part`] | what lies on the disk while a file is coming |
 //! | [`exchange`] | one request and its answer: redirects, credentials, cookies |
 //! | [`connect`] | connections: names, proxies, TLS ([`tls`]) |
+//! | [`digest`] | what digest authentication says |
 //! | [`event`] | what a run tells |
 //! | [`names`], [`checksum`], [`list`], [`metalink`], [`netrc`], [`cookies`], [`proxy`] | what is read |
 //! | [`backoff`], [`limit`] | when to wait |
@@ -25,6 +26,7 @@ pub mod checksum;
 pub mod cli;
 pub mod connect;
 pub mod cookies;
+pub mod digest;
 pub mod engine;
 pub mod error;
 pub mod event;

@@ -40,12 +40,16 @@ fn shortened(name: &str) -> String {
         return name.to_owned();
     }
     let (stem, extension) = split(name);
-    let extension = if extension.len() < 32 { extension } else { "" };
-    let mut end = LONGEST - extension.len();
-    while !stem.is_char_boundary(end.min(stem.len())) {
+    fitted(stem, if extension.len() < 32 { extension } else { "" })
+}
+
+/// As much of the stem as leaves room for the ending within [`LONGEST`].
+fn fitted(stem: &str, ending: &str) -> String {
+    let mut end = LONGEST.saturating_sub(ending.len()).min(stem.len());
+    while !stem.is_char_boundary(end) {
         end -= 1;
     }
-    format!("{}{extension}", &stem[..end.min(stem.len())])
+    format!("{}{ending}", stem[..end].trim_end())
 }
 
 /// Stem and extension, the dot with the extension. `.tar.gz` and its like stay whole.
@@ -124,7 +128,7 @@ fn parameters(text: &str) -> Vec<(String, String)> {
 }
 
 /// What stands before the closing quote, escapes undone, and what follows it.
-fn unquoted(text: &str) -> (String, &str) {
+pub(crate) fn unquoted(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut characters = text.char_indices();
     while let Some((at, c)) = characters.next() {
@@ -153,7 +157,7 @@ fn extended_value(value: &str) -> Option<String> {
 pub fn numbered(path: &Path, number: u32) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (stem, extension) = split(&name);
-    path.with_file_name(format!("{stem}.{number}{extension}"))
+    path.with_file_name(fitted(stem, &format!(".{number}{extension}")))
 }
 
 /// A relative path that a list or a metalink gives: every component made safe. None if it is empty or

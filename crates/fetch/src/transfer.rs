@@ -121,23 +121,28 @@ impl Transfer<'_> {
     async fn before_any_request(&self) -> Result<Option<Done>> {
         let target = &self.planned.target;
         let Ok(metadata) = target.metadata() else { return Ok(None) };
+        if let Some(settled) = self.is_settled(target, metadata.len()) {
+            return settled.map(Some);
+        }
+        let Some(checksum) = &self.checksum else { return Ok(None) };
+        let fits = self.planned.job.size.is_none_or(|size| size == metadata.len());
+        if self.shared.options.existing != Existing::Update || !fits {
+            return Ok(None);
+        }
+        let found = sum_of(checksum, target).await;
+        let same = found.is_ok_and(|found| found == checksum.hex);
+        Ok(same.then(|| self.unchanged(target, metadata.len(), true)))
+    }
+
+    /// What becomes of a download whose file is there, if that alone decides.
+    fn is_settled(&self, target: &Path, size: u64) -> Option<Result<Done>> {
         match self.shared.options.existing {
-            Existing::Skip => Ok(Some(self.unchanged(target, metadata.len(), false))),
+            Existing::Skip => Some(Ok(self.unchanged(target, size, false))),
             Existing::Fail => {
                 let text = format!("{} is there already", target.display());
-                Err(Error::new(Kind::Exists, text))
+                Some(Err(Error::new(Kind::Exists, text)))
             }
-            Existing::Update => match &self.checksum {
-                Some(checksum)
-                    if self.planned.job.size.is_none_or(|size| size == metadata.len()) =>
-                {
-                    let found = sum_of(checksum, target).await;
-                    let same = found.is_ok_and(|found| found == checksum.hex);
-                    Ok(same.then(|| self.unchanged(target, metadata.len(), true)))
-                }
-                _ => Ok(None),
-            },
-            Existing::Replace | Existing::Rename => Ok(None),
+            Existing::Update | Existing::Replace | Existing::Rename => None,
         }
     }
 
@@ -347,20 +352,16 @@ impl Transfer<'_> {
         modified: Option<&str>,
     ) -> Result<Option<Done>> {
         let Ok(metadata) = target.metadata() else { return Ok(None) };
-        match self.shared.options.existing {
-            Existing::Skip => Ok(Some(self.unchanged(target, metadata.len(), false))),
-            Existing::Fail => {
-                let text = format!("{} is there already", target.display());
-                Err(Error::new(Kind::Exists, text))
-            }
-            Existing::Update if self.checksum.is_none() => {
-                let theirs = modified.and_then(|text| httpdate::parse_http_date(text).ok());
-                let ours = metadata.modified().ok().and_then(whole_seconds);
-                let same = theirs.is_some() && theirs == ours && length == Some(metadata.len());
-                Ok(same.then(|| self.unchanged(target, metadata.len(), false)))
-            }
-            _ => Ok(None),
+        if let Some(settled) = self.is_settled(target, metadata.len()) {
+            return settled.map(Some);
         }
+        if self.shared.options.existing != Existing::Update || self.checksum.is_some() {
+            return Ok(None);
+        }
+        let theirs = modified.and_then(|text| httpdate::parse_http_date(text).ok());
+        let ours = metadata.modified().ok().and_then(whole_seconds);
+        let same = theirs.is_some() && theirs == ours && length == Some(metadata.len());
+        Ok(same.then(|| self.unchanged(target, metadata.len(), false)))
     }
 
     async fn receive_small(

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use crate::locking;
+use rondel_reactor::lock::lock;
 
 /// A job's place in the queue: later jobs have greater ones.
 pub type Ticket = u64;
@@ -126,7 +126,7 @@ impl<T> Crew<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<T>> {
-        locking::lock(&self.inner)
+        lock(&self.inner)
     }
 
     /// Queues a job.

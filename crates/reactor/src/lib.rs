@@ -14,6 +14,7 @@
 //! | [`sendfile`] | sending a file by the kernel alone |
 //! | [`disk`] | reading files without waiting for a disk, and what may wait for it |
 //! | [`pipe`] | the same for pipes and character devices |
+//! | [`lock`] | a lock that no panic spoils |
 //! | [`child`] | the end of a child process as a descriptor to poll |
 //!
 //! Nothing here is thread-safe unless it says so: an engine belongs to the thread of its loop.
@@ -24,6 +25,7 @@ pub mod clock;
 pub mod datagrams;
 pub mod disk;
 pub mod fork;
+pub mod lock;
 pub mod net;
 pub mod pipe;
 pub mod poller;

@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use pyo3::exceptions::PyValueError;
@@ -20,6 +20,7 @@ use rondel_fetch::engine::{self, Watch};
 use rondel_fetch::error::{Error, Kind};
 use rondel_fetch::event::{Event, Observer};
 use rondel_fetch::job::Job;
+use rondel_reactor::lock::lock;
 
 use crate::errors::os_error;
 
@@ -34,6 +35,22 @@ pub fn get(py: Python<'_>, arguments: Vec<OsString>) -> i32 {
             128 + signal
         }
     })
+}
+
+/// What the command line of `rondel get --dask` asks for: the scheduler's address (None without
+/// `--dask`), whether to print JSON, whether to be quiet, the folder, and the files; or the exit
+/// status, if that was all.
+#[pyfunction]
+pub fn get_plan(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<Bound<'_, PyAny>> {
+    match py.detach(|| cli::plan(arguments)) {
+        Ok(plan) => {
+            let files: Vec<File> = plan.jobs.into_iter().map(file).collect();
+            let directory = plan.directory.into_os_string();
+            let plan = (plan.scheduler, plan.json, plan.quiet, directory, files);
+            Ok(plan.into_pyobject(py)?.into_any())
+        }
+        Err(End::Status(status) | End::Signal(status)) => Ok(status.into_pyobject(py)?.into_any()),
+    }
 }
 
 /// What the engine told and nobody has taken yet.
@@ -51,7 +68,7 @@ enum News {
 impl Inbox {
     fn push(&self, news: News) {
         let first = {
-            let mut waiting = self.lock();
+            let mut waiting = lock(&self.news);
             waiting.push(news);
             waiting.len() == 1
         };
@@ -59,10 +76,6 @@ impl Inbox {
             // Full, it wakes as well; closed, nobody listens any more.
             let _ = (&self.wake).write(&[1]);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<News>> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,10 +98,21 @@ pub struct Downloads {
 
 #[pymethods]
 impl Downloads {
-    /// Start to download `files` with the options of `rondel get`.
+    /// Start to download `files` with the options of `rondel get`; into `directory`, if one is given,
+    /// instead of theirs.
     #[new]
-    fn new(py: Python<'_>, files: Vec<File>, arguments: Vec<OsString>) -> PyResult<Self> {
-        let options = cli::options(arguments).map_err(|error| PyValueError::new_err(error.text))?;
+    #[pyo3(signature = (files, arguments, directory=None))]
+    fn new(
+        py: Python<'_>,
+        files: Vec<File>,
+        arguments: Vec<OsString>,
+        directory: Option<PathBuf>,
+    ) -> PyResult<Self> {
+        let mut options =
+            cli::options(arguments).map_err(|error| PyValueError::new_err(error.text))?;
+        if let Some(directory) = directory {
+            options.directory = directory;
+        }
         let jobs = files.into_iter().map(job).collect::<PyResult<Vec<_>>>()?;
         let failed = |error: std::io::Error| os_error(py, &error);
         let (awake, wake) = UnixStream::pair().map_err(failed)?;
@@ -121,7 +145,7 @@ impl Downloads {
                 _ => break,
             }
         }
-        let news = std::mem::take(&mut *self.inbox.lock());
+        let news = std::mem::take(&mut *lock(&self.inbox.news));
         news.into_iter().map(|news| tuple(py, news)).collect()
     }
 
@@ -152,6 +176,11 @@ fn job((urls, name, checksum, size, headers): File) -> PyResult<Job> {
         })
         .transpose()?;
     Ok(Job { urls, name, checksum, size, headers })
+}
+
+fn file(job: Job) -> File {
+    let sum = |sum: Checksum| format!("{}:{}", sum.algorithm.name(), sum.hex);
+    (job.urls, job.name, job.checksum.map(sum), job.size, job.headers)
 }
 
 fn tuple(py: Python<'_>, news: News) -> PyResult<Bound<'_, PyAny>> {

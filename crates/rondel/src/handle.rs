@@ -5,11 +5,12 @@
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::pyclass::CompareOp;
 use pyo3::types::{PyDict, PyFloat, PyString};
+use rondel_reactor::lock::lock;
 
 use crate::event_loop::exceptions;
 use crate::ffi::handle::HandleRef;
@@ -62,9 +63,9 @@ pub fn wait_for_end(py: Python<'_>, handle: &HandleRef) {
         // Counted and read with the GIL held, which the end of the call needs too: no end is missed.
         WAITING_THREADS.fetch_add(1, Ordering::Relaxed);
         let (ended, condition) = &ENDED_CALLS;
-        let before = *ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *lock(ended);
         py.detach(|| {
-            let guard = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            let guard = lock(ended);
             drop(condition.wait_while(guard, |ended| *ended == before));
         });
         WAITING_THREADS.fetch_sub(1, Ordering::Relaxed);
@@ -76,7 +77,7 @@ pub fn wait_for_end(py: Python<'_>, handle: &HandleRef) {
 pub fn call_ended(handle: &HandleRef) {
     if handle.is_threadsafe() && WAITING_THREADS.load(Ordering::Relaxed) > 0 {
         let (ended, condition) = &ENDED_CALLS;
-        *ended.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *lock(ended) += 1;
         condition.notify_all();
     }
 }

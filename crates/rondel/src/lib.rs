@@ -102,6 +102,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(resolve::literal_addresses, module)?)?;
     module.add_class::<fetch::Downloads>()?;
     module.add_function(wrap_pyfunction!(fetch::get, module)?)?;
+    module.add_function(wrap_pyfunction!(fetch::get_plan, module)?)?;
     pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::scheduling::install(py)

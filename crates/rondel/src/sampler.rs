@@ -5,12 +5,13 @@
 //! without the GIL, then takes the GIL and measures how long that took: a free one is had at once,
 //! a held one after the holder's switch interval or when its C code returns.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use rondel_reactor::lock::lock;
 use rondel_reactor::threads;
 
 /// A wait for the GIL that is longer met a thread that held it: taking a free one costs a lock.
@@ -27,11 +28,6 @@ struct Sampled {
 struct Shared {
     stopping: Mutex<bool>,
     wake: Condvar,
-}
-
-/// Nothing is left half done under this lock, so a panic elsewhere does not spoil it.
-fn lock(shared: &Shared) -> MutexGuard<'_, bool> {
-    shared.stopping.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Outcome = (Sampled, Option<PyErr>);
@@ -68,8 +64,8 @@ impl Sampler {
 
     /// Start the thread. Raises RuntimeError when it has been started, OSError where it cannot be.
     fn start(&self, py: Python<'_>) -> PyResult<()> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if thread.is_some() || *lock(&self.shared) {
+        let mut thread = lock(&self.thread);
+        if thread.is_some() || *lock(&self.shared.stopping) {
             return Err(PyRuntimeError::new_err("a sampler can be started once"));
         }
         let shared = Arc::clone(&self.shared);
@@ -84,9 +80,9 @@ impl Sampler {
 
     /// Stop, and return the seconds sampled and the seconds in which the GIL was held. Raises what `report` raised.
     fn stop(&self, py: Python<'_>) -> PyResult<(f64, f64)> {
-        *lock(&self.shared) = true;
+        *lock(&self.shared.stopping) = true;
         self.shared.wake.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = lock(&self.thread).take();
         let Some(thread) = thread else {
             return Err(PyRuntimeError::new_err("the sampler is not running"));
         };
@@ -132,7 +128,7 @@ fn sample(shared: &Shared, interval: Duration, report: Option<&Py<PyAny>>) -> Ou
 
 /// Wait one interval; true when it is time to stop.
 fn pause(shared: &Shared, interval: Duration) -> bool {
-    let stopping = lock(shared);
+    let stopping = lock(&shared.stopping);
     let waited = shared.wake.wait_timeout_while(stopping, interval, |stopping| !*stopping);
     *waited.unwrap_or_else(PoisonError::into_inner).0
 }

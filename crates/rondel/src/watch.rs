@@ -13,13 +13,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
+use rondel_reactor::lock::lock;
 use rondel_reactor::{clock, threads};
 
 use crate::errors::os_error;
@@ -55,11 +56,6 @@ pub struct Stamp {
     seen: Mutex<Option<Seen>>,
     stopping: Mutex<bool>,
     wake: Condvar,
-}
-
-/// Nothing is left half done under these locks, so a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a loop that is watched holds.

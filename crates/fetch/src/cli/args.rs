@@ -66,6 +66,10 @@ how to ask
       --http1            do not use HTTP/2
       --max-redirects N  redirects to follow (default 20)
 
+where from
+      --dask ADDRESS     let the workers of this Dask cluster do it (tcp://scheduler:8786): -o is a
+                         folder that they share; --jobs, --rate and the like are for each worker
+
 what to tell
       --json             one JSON object per line and event on standard output, for programs
   -q, --quiet            errors alone
@@ -113,6 +117,8 @@ pub struct Command {
     pub netrc: bool,
     /// From `--cookies`.
     pub cookies: Option<PathBuf>,
+    /// The scheduler of the cluster whose workers are to do it.
+    pub dask: Option<String>,
     /// How much is told.
     pub output: Output,
     /// All the rest.
@@ -144,6 +150,7 @@ pub fn parse(
         sum: None,
         netrc: true,
         cookies: None,
+        dask: None,
         output: Output::Human,
         options: Options::default(),
     };
@@ -223,6 +230,7 @@ pub fn parse(
                     .parse()
                     .map_err(|_| format!("--max-redirects: {value:?} is not a number"))?;
             }
+            Arg::Long("dask") => command.dask = Some(text(&mut parser)?),
             Arg::Long("json") => command.output = Output::Json,
             Arg::Short('q') | Arg::Long("quiet") => command.output = Output::Quiet,
             other => return Err(sentence(other.unexpected())),
@@ -236,6 +244,9 @@ pub fn parse(
         (false, Some(proxy)) => Proxies::all(proxy),
         (false, None) => Proxies::from_environment(environment)?,
     };
+    if command.dask.is_some() && matches!(options.existing, Existing::Rename | Existing::Fail) {
+        return Err("--dask is for --existing update, skip or replace".into());
+    }
     command.options = options;
     Ok(Asked::Get(Box::new(command)))
 }

@@ -2,6 +2,7 @@
 //! and says by the exit status how it went.
 
 mod args;
+mod cluster;
 mod show;
 
 use std::collections::HashSet;
@@ -14,6 +15,8 @@ use std::sync::Arc;
 use hyper::header::HeaderMap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+pub use cluster::{Plan, plan};
 
 use args::{Asked, Command, Sum};
 use show::{Show, Tally};
@@ -40,21 +43,28 @@ pub enum End {
 
 /// Run `rondel get` with these arguments, without the command's own name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> End {
+    with_command(arguments, get).unwrap_or_else(|end| end)
+}
+
+/// Read the command line and do something with it, within a runtime; or say what ends the command.
+fn with_command<T, F: Future<Output = T>>(
+    arguments: impl IntoIterator<Item = OsString>,
+    work: impl FnOnce(Command) -> F,
+) -> std::result::Result<T, End> {
     let environment = |name: &str| std::env::var(name).ok();
     let command = match args::parse(arguments, environment) {
         Ok(Asked::Get(command)) => *command,
-        Ok(Asked::Help) => return print(args::HELP),
-        Ok(Asked::Version) => return print(concat!("rondel ", env!("CARGO_PKG_VERSION"), "\n")),
-        Err(text) => return usage_error(&text),
+        Ok(Asked::Help) => return Err(print(args::HELP)),
+        Ok(Asked::Version) => {
+            return Err(print(concat!("rondel ", env!("CARGO_PKG_VERSION"), "\n")));
+        }
+        Err(text) => return Err(usage_error(&text)),
     };
-    let runtime = match engine::runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return usage_error(&error.text),
-    };
-    let end = runtime.block_on(get(command));
+    let runtime = engine::runtime().map_err(|error| usage_error(&error.text))?;
+    let done = runtime.block_on(work(command));
     // A name that is still being looked up must not keep the command from ending.
     runtime.shutdown_background();
-    end
+    Ok(done)
 }
 
 /// The options that a command line without URLs gives, with netrc and proxies from the environment: for
@@ -91,13 +101,15 @@ fn usage_error(text: &str) -> End {
     End::Status(2)
 }
 
+fn failed(error: &Error) -> End {
+    let _ = writeln!(io::stderr().lock(), "rondel get: {error}");
+    End::Status(status_of(&[error.kind]))
+}
+
 async fn get(mut command: Command) -> End {
     let jobs = match gather(&mut command).await {
         Ok(jobs) => jobs,
-        Err(error) => {
-            let _ = writeln!(io::stderr().lock(), "rondel get: {error}");
-            return End::Status(status_of(&[error.kind]));
-        }
+        Err(error) => return failed(&error),
     };
     let names = jobs.iter().map(|job| job.urls.first().cloned().unwrap_or_default()).collect();
     let show = Arc::new(Show::new(command.output, names));

@@ -11,10 +11,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use rondel_reactor::lock::lock;
+
 use super::arena::{Arena, Block, Maps, View};
 use super::board::{Board, INLINE, Place};
 use super::memory::MemoryFile;
-use crate::locking;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +104,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, (Arena, Maps)> {
-        locking::lock(&self.inner)
+        lock(&self.inner)
     }
 
     /// A new block, and its memory.

@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
+use rondel_reactor::lock::lock;
+
 use super::arena::{Block, range_of};
 use super::board::Board;
 use super::frame::{Lender, Store};
-use crate::locking::lock;
 
 #[derive(Debug, Default)]
 struct Users {

@@ -7,12 +7,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use rondel_reactor::lock::lock;
+
 use super::arena::{Block, range_of};
 use super::bell::Bell;
 use super::board::{self, Board, Stage};
 use super::frame::{self, Lease, Lender, Message, Received, Reference, Store};
 use super::memory::MemoryFile;
-use crate::locking;
 
 /// The blocks that this worker has received: how often each is in use, and those it has done with.
 #[derive(Default)]
@@ -20,7 +21,7 @@ struct Borrowed(Mutex<(HashMap<Block, u32>, Vec<Block>)>);
 
 impl Borrowed {
     fn lock(&self) -> MutexGuard<'_, (HashMap<Block, u32>, Vec<Block>)> {
-        locking::lock(&self.0)
+        lock(&self.0)
     }
 }
 

@@ -4,12 +4,12 @@ use std::io;
 use std::mem;
 use std::sync::Arc;
 
+use rondel_reactor::lock::lock;
 use rondel_reactor::poller::Event;
 
 use super::super::board::{Listener, State as SlotState};
 use super::super::frame::{self, Lease, Lender, Pickle, Sent};
 use super::{Answer, Finished, News, Parent, Source, State};
-use crate::locking::lock;
 
 impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
     /// Waits until there is something for the pool's thread to do.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::board::{self, Listener, SLOTS, State as SlotState};
 use super::super::frame::Message;
 use super::{Cause, InFlight, Lost, News, Occupant, Parent, State, placed};
-use crate::locking::lock;
+use rondel_reactor::lock::lock;
 
 impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
     /// Deals with the end of a worker. What it had answered before comes with `news`.

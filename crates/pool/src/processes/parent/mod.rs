@@ -23,6 +23,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
+use rondel_reactor::lock::lock;
 use rondel_reactor::poller::{Poller, Registrar, Watch};
 use rondel_reactor::slab::{Key, Slab};
 
@@ -33,7 +34,6 @@ use super::frame::{self, Kind, Lease, Lender, Message, Pickle, Reference, Sent, 
 use super::ledger::Accounts;
 use super::memory::MemoryFile;
 use super::process::Process;
-use crate::locking::lock;
 
 /// Messages with more bytes to copy than this are placed by the pool's thread.
 const LIGHT: usize = 64 << 10;

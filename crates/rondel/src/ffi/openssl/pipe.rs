@@ -7,7 +7,9 @@
 use std::ffi::{c_char, c_int, c_long, c_void};
 use std::mem;
 use std::slice;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rondel_reactor::lock::lock;
 
 use super::library::{Bio, BioMethod, Found, Library, SOURCE_SINK};
 
@@ -36,7 +38,7 @@ pub struct Pipe {
 
 impl Pipe {
     fn lock(&self) -> MutexGuard<'_, Buffers> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.buffers)
     }
 
     /// Adds ciphertext that has come.
