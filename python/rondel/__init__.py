@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .advice.rule import rule
     from .generators import coroutine
     from .loop import Loop, new_event_loop
+    from .metering import Metrics, export_metrics, metrics
     from .policy import EventLoopPolicy, install, uninstall
     from .pools import (
         DaskPool,
@@ -61,6 +62,7 @@ _PLACES = {
     "Handle": "_rondel",
     "InterpreterPool": "pools",
     "Loop": "loop",
+    "Metrics": "metering",
     "PoolFuture": "pools",
     "ProcessPool": "pools",
     "Recommendation": "advice",
@@ -76,7 +78,9 @@ _PLACES = {
     "__version__": "_rondel",
     "choose": "advice",
     "coroutine": "generators",
+    "export_metrics": "metering",
     "install": "policy",
+    "metrics": "metering",
     "new_event_loop": "loop",
     "offload": "pools",
     "offload_map": "pools",
@@ -99,6 +103,7 @@ __all__ = (
     "Handle",
     "InterpreterPool",
     "Loop",
+    "Metrics",
     "PoolFuture",
     "ProcessPool",
     "Recommendation",
@@ -114,9 +119,11 @@ __all__ = (
     "__version__",
     "choose",
     "coroutine",
+    "export_metrics",
     "files",
     "http",
     "install",
+    "metrics",
     "new_event_loop",
     "offload",
     "offload_map",
