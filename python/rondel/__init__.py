@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         start_server,
         start_unix_server,
     )
+    from .top import serve_metrics
     from .watchdog import Blocked, Watch, watch
 
 # Where each name is. They are imported when they are first asked for, so that `rondel get` starts
@@ -88,6 +89,7 @@ _PLACES = {
     "open_unix_connection": "streams",
     "rule": "advice",
     "run": "running",
+    "serve_metrics": "top",
     "start_server": "streams",
     "start_unix_server": "streams",
     "to_thread": "pools",
@@ -131,6 +133,7 @@ __all__ = (
     "open_unix_connection",
     "rule",
     "run",
+    "serve_metrics",
     "start_server",
     "start_unix_server",
     "to_thread",

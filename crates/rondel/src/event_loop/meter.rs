@@ -5,12 +5,15 @@
 //! reads it anyway, at its polls, and once more at the beginning and the end of a run. So the times
 //! are as fine as the polls are: everything between two of them counts as running.
 
+use std::sync::{Arc, Mutex};
+
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyWeakrefMethods};
 use rondel_reactor::clock;
 use rondel_reactor::counting::{Counter, Histogram};
 
 use super::{Source, State, Watcher};
+use crate::watch::Stamp;
 
 /// The numbers of one loop. Times are in nanoseconds.
 #[derive(Default)]
@@ -37,6 +40,8 @@ pub struct Meter {
     away: Histogram,
     /// How late the first timer was of those that a poll found due.
     late: Histogram,
+    /// The watchdog's, while there is one.
+    pub stamp: Mutex<Option<Arc<Stamp>>>,
 }
 
 impl Meter {
