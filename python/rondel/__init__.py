@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .advice.rule import rule
     from .generators import coroutine
     from .loop import Loop, new_event_loop
+    from .metering import Metrics, export_metrics, metrics
     from .policy import EventLoopPolicy, install, uninstall
     from .pools import (
         DaskPool,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         start_server,
         start_unix_server,
     )
+    from .top import serve_metrics
     from .watchdog import Blocked, Watch, watch
 
 # Where each name is. They are imported when they are first asked for, so that `rondel get` starts
@@ -61,6 +63,7 @@ _PLACES = {
     "Handle": "_rondel",
     "InterpreterPool": "pools",
     "Loop": "loop",
+    "Metrics": "metering",
     "PoolFuture": "pools",
     "ProcessPool": "pools",
     "Recommendation": "advice",
@@ -76,7 +79,9 @@ _PLACES = {
     "__version__": "_rondel",
     "choose": "advice",
     "coroutine": "generators",
+    "export_metrics": "metering",
     "install": "policy",
+    "metrics": "metering",
     "new_event_loop": "loop",
     "offload": "pools",
     "offload_map": "pools",
@@ -84,6 +89,7 @@ _PLACES = {
     "open_unix_connection": "streams",
     "rule": "advice",
     "run": "running",
+    "serve_metrics": "top",
     "start_server": "streams",
     "start_unix_server": "streams",
     "to_thread": "pools",
@@ -99,6 +105,7 @@ __all__ = (
     "Handle",
     "InterpreterPool",
     "Loop",
+    "Metrics",
     "PoolFuture",
     "ProcessPool",
     "Recommendation",
@@ -114,9 +121,11 @@ __all__ = (
     "__version__",
     "choose",
     "coroutine",
+    "export_metrics",
     "files",
     "http",
     "install",
+    "metrics",
     "new_event_loop",
     "offload",
     "offload_map",
@@ -124,6 +133,7 @@ __all__ = (
     "open_unix_connection",
     "rule",
     "run",
+    "serve_metrics",
     "start_server",
     "start_unix_server",
     "to_thread",

@@ -11,6 +11,7 @@ import types
 from . import __version__
 from .advice import command as advice
 from .policy import install
+from .top import view as top
 from .watchdog import parse_threshold
 
 
@@ -27,8 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         help="run an asyncio program on rondel's event loop, unchanged",
         description="Run an asyncio program on rondel's event loop, unchanged.",
         usage=(
-            "rondel run [--watch TIME] SCRIPT [ARGUMENT ...]\n"
-            "       rondel run [--watch TIME] -m MODULE [ARGUMENT ...]"
+            "rondel run [--watch TIME] [--top] SCRIPT [ARGUMENT ...]\n"
+            "       rondel run [--watch TIME] [--top] -m MODULE [ARGUMENT ...]"
         ),
     )
     run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
@@ -38,9 +39,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_threshold,
         help="report callbacks that block the loop for TIME (100ms, 0.5s) or longer",
     )
+    run.add_argument(
+        "--top", action="store_true", help="let 'rondel top' look at the program while it runs"
+    )
     run.add_argument("program", help="the script's path, or the module's name with -m")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
     advice.add_parser(commands)
+    top.add_parser(commands)
     return parser
 
 
@@ -54,6 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.command == "advise":
         return advice.advise(options, _run_script)
+    if options.command == "top":
+        return top.main(options)
+    if options.top:
+        os.environ["RONDEL_TOP"] = "1"
     if options.watch is not None:
         os.environ["RONDEL_WATCH"] = options.watch
     install()

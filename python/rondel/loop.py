@@ -6,10 +6,16 @@ import warnings
 import weakref
 from asyncio import coroutines
 from collections.abc import AsyncGenerator
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from .sendfile import Sendfile
-from .watchdog import Watch, parse_threshold, watch
+from .watchdog import parse_threshold, watch
+
+
+class _Stopping(Protocol):
+    """What ends with the loop."""
+
+    def stop(self) -> None: ...
 
 
 class Loop(Sendfile, asyncio.AbstractEventLoop):
@@ -34,11 +40,15 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
         super().__init__()
         self._asyncgens: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
         self._asyncgens_shutdown_called = False
-        self._watches: list[Watch] = []
+        self._watches: list[_Stopping] = []
         if threshold := os.environ.get("RONDEL_WATCH"):
             watch(self, threshold=parse_threshold(threshold))
+        if os.environ.get("RONDEL_TOP", "0") not in ("", "0"):
+            from .top.serving import serve_own
 
-    def _watch_ended_by_close(self, watch: Watch) -> None:
+            serve_own(self)
+
+    def _watch_ended_by_close(self, watch: _Stopping) -> None:
         self._watches.append(watch)
 
     def __repr__(self) -> str:

@@ -108,6 +108,8 @@ class Watch:
         on_block: Callable[[Blocked], object] | None,
         log: bool,
     ) -> None:
+        #: Seconds from which on it is reported.
+        self.threshold = threshold
         #: What held the loop, the latest 1,000.
         self.blocked: list[Blocked] = []
         self._culprits: dict[tuple[str, str], Culprit] = {}

@@ -7,6 +7,7 @@
 //! | [`slab`] | sources by index and generation, so that a late event cannot reach a successor |
 //! | [`timers`] | a heap on (deadline, sequence): equal deadlines are FIFO |
 //! | [`clock`] | nanoseconds of `CLOCK_MONOTONIC`, the clock of `time.monotonic()` |
+//! | [`counting`] | numbers and histograms that one thread counts and others read |
 //! | [`write_queue`] | chunks waiting to be sent, gathered into one `writev` |
 //! | [`fork`] | whether this process is a forked copy of the one before |
 //! | [`net`] | non-blocking socket calls on raw descriptors |
@@ -18,10 +19,11 @@
 //! | [`child`] | the end of a child process as a descriptor to poll |
 //!
 //! Nothing here is thread-safe unless it says so: an engine belongs to the thread of its loop.
-//! [`poller::Waker`] is the one part that other threads use.
+//! [`poller::Waker`] is what other threads use, and [`counting`] what they read.
 
 pub mod child;
 pub mod clock;
+pub mod counting;
 pub mod datagrams;
 pub mod disk;
 pub mod fork;

@@ -147,6 +147,12 @@ impl<T> Timers<T> {
         self.heap.len()
     }
 
+    /// How many values there are that are not cancelled.
+    #[must_use]
+    pub fn alive(&self) -> usize {
+        self.heap.len().saturating_sub(self.cancelled)
+    }
+
     /// Whether there is no value.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -207,6 +213,7 @@ mod tests {
             marks += 1;
         }
         assert_eq!(marks, 101);
+        assert_eq!(timers.alive(), 99);
         let dead = timers.compact(|value| *value < marks);
         assert_eq!(dead.len(), 101);
         assert_eq!(timers.len(), 99);

@@ -20,6 +20,7 @@
 //! | [`errors`] | errors between Rust and Python |
 //! | [`sampler`] | what the process's threads are doing, and whether the GIL is held |
 //! | [`watch`] | the watchdog that shows what blocks the loop |
+//! | [`status`] | answering other processes: what the loops are doing |
 //! | [`imports`] | names of the standard library that are looked up once |
 //! | [`ffi`] | every unsafe call into CPython; nothing unsafe about Python is outside it |
 //!
@@ -45,6 +46,7 @@ mod resolve;
 mod sampler;
 mod sendfile;
 mod sock;
+mod status;
 mod streams;
 mod transport;
 mod watch;
@@ -97,6 +99,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pools::thread_call::prepare(py);
     module.add_class::<sampler::Sampler>()?;
     module.add_class::<watch::Watchdog>()?;
+    module.add_class::<status::StatusServer>()?;
     files::install(module)?;
     pools::add_processes(module)?;
     module.add_function(wrap_pyfunction!(resolve::literal_addresses, module)?)?;

@@ -58,6 +58,22 @@ pub struct Stamp {
     wake: Condvar,
 }
 
+impl Stamp {
+    /// What has blocked the loop for at least the threshold by now: seconds, what the thread is
+    /// doing, and its stack if it was taken. Needs no GIL.
+    pub fn blocked(&self) -> Option<(f64, &'static str, String)> {
+        let started = self.started.load(Ordering::Acquire);
+        let taken = clock::now_ns().saturating_sub(started);
+        if started == 0 || taken < self.threshold {
+            return None;
+        }
+        let seen = lock(&self.seen);
+        let seen = seen.as_ref().filter(|seen| seen.started == started);
+        let (doing, stack) = seen.map_or(("unknown", ""), |seen| (seen.doing, &seen.stack));
+        Some((clock::to_seconds(taken), doing, stack.to_owned()))
+    }
+}
+
 /// What a loop that is watched holds.
 pub struct Watching {
     stamp: Arc<Stamp>,
@@ -174,6 +190,7 @@ impl Watchdog {
             watching.enter();
         }
         drop(state.watching.replace(Some(watching)));
+        lock(&state.meter.stamp).replace(self.stamp.clone());
         state.watched_over.set(true);
         Ok(())
     }
@@ -190,6 +207,7 @@ impl Watchdog {
         if ours {
             state.watched_over.set(false);
             drop(state.watching.take());
+            lock(&state.meter.stamp).take();
         }
         *lock(&self.stamp.stopping) = true;
         self.stamp.wake.notify_all();

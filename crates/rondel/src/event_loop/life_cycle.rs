@@ -41,6 +41,7 @@ fn set_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let hooks = imports::get_asyncgen_hooks(py)?.call0()?;
     state.saved_hooks.replace(Some(hooks.unbind()));
     state.thread_id.set(Some(debug::thread_ident()));
+    state.meter.begin();
     if let Some(watching) = &*state.watching.borrow() {
         watching.enter();
     }
@@ -66,6 +67,7 @@ fn clean_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
     state.stopping.set(false);
     state.thread_id.set(None);
+    state.meter.end();
     state.gathered.send(py);
     imports::set_running_loop(py)?.call1((py.None(),))?;
     debug::track_origins(py, state, false)?;

@@ -6,8 +6,10 @@ use std::os::fd::RawFd;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
+use rondel_reactor::clock;
+use rondel_reactor::counting::Histogram;
 
-use super::{Loop, State, debug, exceptions, life_cycle, tasks, traverse, watching};
+use super::{Loop, State, debug, exceptions, life_cycle, meter, tasks, traverse, watching};
 use crate::coroutine::Coroutine;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
@@ -328,6 +330,19 @@ impl Loop {
         args: Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
         pools::threads::run_in_executor(slf, executor, func, args)
+    }
+
+    /// What the loop has counted, and what is there now, by name; times are seconds. A histogram is
+    /// its buckets' counts, the sum and the greatest of its values.
+    fn _metrics<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
+        let py = slf.py();
+        meter::metrics(py, slf.get().state(py))
+    }
+
+    /// The upper bounds of the buckets of histograms in seconds; the last bucket has none.
+    #[staticmethod]
+    fn _histogram_bounds() -> Vec<f64> {
+        Histogram::bounds().into_iter().map(clock::to_seconds).collect()
     }
 
     /// The open transport that uses the descriptor, or None.

@@ -8,6 +8,7 @@
 //! | [`watching`] | add_reader, add_writer and relatives: descriptors that the program watches |
 //! | [`lasting`] | sockets that stay in the poller between the waits of sock_* |
 //! | [`sharing`] | letting other threads have the GIL while callbacks are ready |
+//! | [`meter`] | what the loop counts while it runs |
 //! | [`debug`] | debug mode: checks, origins, slow callbacks |
 //! | `methods` | what Python calls, leading to the others |
 //! | [`exceptions`] | handing errors to the exception handler |
@@ -20,6 +21,7 @@ pub mod debug;
 pub mod exceptions;
 pub mod lasting;
 pub mod life_cycle;
+pub mod meter;
 mod methods;
 pub mod sharing;
 pub mod tasks;
@@ -30,6 +32,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -41,6 +44,7 @@ use rondel_reactor::poller::{Event, Poller, Readiness, Registrar, Waker, Watch};
 use rondel_reactor::slab::{Key, Slab};
 use rondel_reactor::timers::Timers;
 
+use self::meter::Meter;
 use self::sharing::Sharing;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
@@ -116,8 +120,8 @@ pub struct State {
     spare_events: RefCell<Vec<Event>>,
     /// Callbacks of `ready` that belong to this turn.
     pub left: Cell<usize>,
-    /// Counts callbacks, so that a transport knows whether two writes come from the same one.
-    pub callback_number: Cell<u64>,
+    /// What the loop counts; shared with threads that read it without the GIL.
+    pub meter: Arc<Meter>,
     /// Writes that leave together.
     pub gathered: Gathered,
     /// Where small reads land before they become `bytes`.
@@ -174,7 +178,7 @@ impl State {
             events: RefCell::default(),
             spare_events: RefCell::default(),
             left: Cell::new(0),
-            callback_number: Cell::new(0),
+            meter: Arc::default(),
             gathered: Gathered::default(),
             scratch: RefCell::default(),
             ciphertext: RefCell::default(),

@@ -90,8 +90,8 @@ impl Sharing {
         }
     }
 
-    /// The GIL is held again; the loop has wanted it since the time `from`.
-    pub fn taken_back(&self, offer: Offer, from: u64) {
+    /// The GIL is held again, and since when; the loop has wanted it since the time `from`.
+    pub fn taken_back(&self, offer: Offer, from: u64) -> u64 {
         let now = clock::now_ns();
         self.released.set(now);
         let in_a_row = if offer == Offer::Pause { self.awake_in_a_row.get() + 1 } else { 0 };
@@ -101,5 +101,6 @@ impl Sharing {
         self.next_look.set(now + if computes { self.hold.get() } else { LOOK_INTERVAL });
         // What the other thread did meanwhile is no sign of another one that waits.
         self.others.set((offer == Offer::Pause).then(clock::other_threads_ns));
+        now
     }
 }

@@ -47,7 +47,9 @@ pub fn run(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
 fn run_once(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
     poll(py, state)?;
-    state.left.set(state.ready.borrow().len());
+    let left = state.ready.borrow().len();
+    state.left.set(left);
+    state.meter.turn(left);
     let result = run_collected(event_loop, state);
     if result.is_err() {
         keep_order(state, state.left.take());
@@ -116,11 +118,16 @@ fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
         } else {
             deadline.map(|d| Duration::from_nanos(d.saturating_sub(now)).min(LONGEST_WAIT))
         };
-        wait(py, state, timeout, now)?;
+        state.meter.goes(now, busy);
+        let kept = wait(py, state, timeout, now)?;
         after = clock::now_ns();
         state.last_poll.set(after);
+        if kept {
+            state.meter.looked(now, after);
+        }
     }
-    if deadline.is_some_and(|deadline| deadline <= after) {
+    if let Some(deadline) = deadline.filter(|deadline| *deadline <= after) {
+        state.meter.overdue(after - deadline);
         let mut timers = state.timers.borrow_mut();
         let mut due = state.due.borrow_mut();
         let mut cancelled = 0;
@@ -159,10 +166,11 @@ fn drop_cancelled_timers(state: &State) {
     }
 }
 
-fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> PyResult<()> {
+/// Waits in the poller; whether it kept the GIL meanwhile.
+fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> PyResult<bool> {
     let Some(mut poller) = state.poller.borrow_mut().take() else {
         // Another thread waits in it: this loop is being run twice, which its checks prevent.
-        return Ok(());
+        return Ok(true);
     };
     let mut events = state.spare_events.take();
     let brief = timeout == Some(Duration::ZERO);
@@ -180,10 +188,12 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
         });
         poller = result.1;
         state.sleeping.set(false);
-        state.sharing.taken_back(offer, result.2);
+        let back = state.sharing.taken_back(offer, result.2);
+        state.meter.waited(brief, now, result.2, back);
         result.0
     };
     state.poller.replace(Some(poller));
+    state.meter.brought(events.len());
     state.events.borrow_mut().extend(events.drain(..));
     state.spare_events.replace(events);
     match result {
@@ -192,7 +202,8 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
         Err(error) => return Err(crate::errors::os_error(py, &error)),
     }
     // Python's signal handlers run here; what they raise leaves the loop.
-    py.check_signals()
+    py.check_signals()?;
+    Ok(offer == Offer::Keep)
 }
 
 /// Runs a callback and what belongs to the end of each.
@@ -293,7 +304,7 @@ pub fn report_native(
 
 #[inline]
 fn end_of_callback(py: Python<'_>, state: &State) {
-    state.callback_number.set(state.callback_number.get().wrapping_add(1));
+    state.meter.callback();
     state.gathered.end_of_callback(py);
 }
 

@@ -145,7 +145,7 @@ fn may_send_now(stream: &Stream, py: Python<'_>, size: usize) -> bool {
     let event_loop = stream.event_loop.borrow();
     let Some(event_loop) = &*event_loop else { return true };
     let state = event_loop.get().state(py);
-    let habit = stream.writes_again(state.callback_number.get());
+    let habit = stream.writes_again(state.meter.callbacks.get());
     if !stream.queue.borrow().is_empty() {
         return false;
     }
