@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import warnings
 import weakref
 from asyncio import coroutines
@@ -37,6 +38,10 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
         self._watches: list[Watch] = []
         if threshold := os.environ.get("RONDEL_WATCH"):
             watch(self, threshold=parse_threshold(threshold))
+        if "ipykernel" in sys.modules:
+            from .nesting import in_notebook
+
+            self.nesting = in_notebook()
 
     def _watch_ended_by_close(self, watch: Watch) -> None:
         self._watches.append(watch)

@@ -74,6 +74,11 @@ impl Watching {
         self.stamp.thread.store(threads::own_thread(), Ordering::Relaxed);
     }
 
+    /// The callback that runs now is suspended (`None`), or goes on now.
+    pub fn suspended(&self, since: Option<u64>) {
+        self.stamp.started.store(since.unwrap_or(0), Ordering::Release);
+    }
+
     /// For the garbage collector.
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.report)
@@ -91,10 +96,11 @@ pub fn watched(
     let stamp = state.watching.borrow().as_ref().map(|watching| watching.stamp.clone());
     let Some(stamp) = stamp else { return run() };
     let started = clock::now_ns();
+    let own_started = state.own_ns();
     stamp.started.store(started, Ordering::Release);
     let result = run();
     stamp.started.store(0, Ordering::Release);
-    let taken = clock::now_ns() - started;
+    let taken = state.own_ns() - own_started;
     if taken < stamp.threshold {
         return result;
     }
@@ -178,7 +184,7 @@ impl Watchdog {
             watching.enter();
         }
         drop(state.watching.replace(Some(watching)));
-        state.watched_over.set(true);
+        state.observed.set(true);
         Ok(())
     }
 
@@ -192,7 +198,7 @@ impl Watchdog {
             .as_ref()
             .is_some_and(|watching| Arc::ptr_eq(&watching.stamp, &self.stamp));
         if ours {
-            state.watched_over.set(false);
+            state.observed.set(state.nesting.get());
             drop(state.watching.take());
         }
         *lock(&self.stamp.stopping) = true;

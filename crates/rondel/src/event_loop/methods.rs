@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
-use super::{Loop, State, debug, exceptions, life_cycle, tasks, traverse, watching};
+use super::{Loop, State, debug, exceptions, life_cycle, nesting, tasks, traverse, watching};
 use crate::coroutine::Coroutine;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
@@ -42,8 +42,20 @@ impl Loop {
     }
 
     /// Stop after the current turn: callbacks that are ready now still run.
-    fn stop(slf: &Bound<'_, Self>) {
-        slf.get().state(slf.py()).stopping.set(true);
+    fn stop(slf: &Bound<'_, Self>) -> PyResult<()> {
+        nesting::stop(slf.py(), slf.get().state(slf.py()))
+    }
+
+    /// Whether the loop may be run where a loop runs already: again inside one of its own callbacks, or
+    /// inside a callback of another loop, which stands still meanwhile. asyncio forbids both.
+    #[getter]
+    fn nesting(slf: &Bound<'_, Self>) -> bool {
+        slf.get().state(slf.py()).nesting.get()
+    }
+
+    #[setter(nesting)]
+    fn set_nesting(slf: &Bound<'_, Self>, allowed: bool) {
+        nesting::allow(slf.get().state(slf.py()), allowed);
     }
 
     /// Whether the loop runs.
