@@ -8,7 +8,7 @@ import runpy
 import sys
 import types
 
-from . import __version__
+from . import __version__, kernel
 from .advice import command as advice
 from .policy import install
 from .watchdog import parse_threshold
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("program", help="the script's path, or the module's name with -m")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
     advice.add_parser(commands)
+    kernel.add_parser(commands)
     return parser
 
 
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.command == "advise":
         return advice.advise(options, _run_script)
+    if options.command == "kernel":
+        return kernel.manage(options)
     if options.watch is not None:
         os.environ["RONDEL_WATCH"] = options.watch
     install()

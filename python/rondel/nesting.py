@@ -34,6 +34,16 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+def check_room(frames: int = 25) -> None:
+    """Raise RecursionError now rather than half-way through putting things aside, or back."""
+    if len(_thread.tasks) >= sys.getrecursionlimit() // 4:
+        raise RecursionError(
+            "maximum recursion depth exceeded: too many nested runs of event loops"
+        )
+    if frames:
+        check_room(frames - 1)
+
+
 class Aside:
     """The running loop and the current task of this thread, put aside until :meth:`restore`.
 
@@ -41,6 +51,7 @@ class Aside:
     """
 
     def __init__(self) -> None:
+        check_room()
         self._running = running = asyncio._get_running_loop()
         #: The task that is put aside, if any.
         self.task = None if running is None else asyncio.current_task(running)

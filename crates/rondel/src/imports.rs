@@ -39,6 +39,8 @@ imported! {
     unsupported_operation = "io"."UnsupportedOperation";
     /// `rondel.nesting.Aside`
     put_aside = "rondel.nesting"."Aside";
+    /// `rondel.nesting.check_room`
+    check_room = "rondel.nesting"."check_room";
     /// `rondel.nesting.NestedRun`
     nested_run = "rondel.nesting"."NestedRun";
     /// `asyncio.isfuture`

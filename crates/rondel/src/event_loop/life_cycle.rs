@@ -109,6 +109,10 @@ pub fn run_until_complete<'py>(
     let state = event_loop.get().state(py);
     state.check_closed()?;
     let way_in = way_in(py, state)?;
+    if matches!(way_in, WayIn::Nested) {
+        // Before there is a task, which would stay.
+        imports::check_room(py)?.call0()?;
+    }
     let is_new = !imports::isfuture(py)?.call1((future,))?.is_truthy()?;
     let options = PyDict::new(py);
     options.set_item(intern!(py, "loop"), event_loop)?;
