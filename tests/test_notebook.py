@@ -1,6 +1,12 @@
 """Cells of a stock Jupyter kernel, whose own asyncio loop runs in the same thread."""
 
-from notebooks import run_cells
+from pathlib import Path
+
+import nbformat
+import pytest
+from notebooks import run, run_cells
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "notebook.ipynb"
 
 PROGRAM = """
     import asyncio, os, signal, rondel
@@ -130,7 +136,8 @@ AFTERWARDS = """
 """
 
 
-def test_a_stock_kernel():
+@pytest.mark.timeout(180)
+def test_a_stock_kernel() -> None:
     outputs = run_cells(
         PROGRAM,
         RUN,
@@ -155,3 +162,22 @@ def test_a_stock_kernel():
         "cancelled interrupted",
         "background\nasyncio.run() cannot be called from a running event loop",
     ]
+
+
+@pytest.mark.timeout(180)
+def test_the_example() -> None:
+    """examples/notebook.ipynb, cell by cell, on a stock kernel."""
+    notebook = nbformat.read(EXAMPLE, as_version=4)
+    kept = [len(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = run(notebook, "python3")
+    assert outputs[-2].split("\n")[0] == "time is up" and "[0, 1, 2]" in outputs[-2]
+    assert outputs[-1] == "waited inside a callback; the other task went on: True\n"
+    plots = [
+        output.data["image/svg+xml"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/svg+xml" in output.get("data", {})
+    ]
+    assert [plot.count("<rect") for plot in plots] == [16]
+    # What a reader sees without running it has come from these cells.
+    assert kept == [len(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]

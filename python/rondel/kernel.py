@@ -18,7 +18,7 @@ DISPLAY_NAME = "Python 3 (rondel)"
 
 def launch() -> None:
     """Run IPython's kernel on a rondel loop; the arguments are ipykernel's."""
-    # As ipykernel's own launcher: what lies in the notebook's folder is not imported for the kernel.
+    # As ipykernel's own launcher: the kernel imports nothing that lies in the notebook's folder.
     if sys.path and sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
     from ipykernel.kernelapp import IPKernelApp

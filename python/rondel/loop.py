@@ -20,6 +20,10 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
     A loop belongs to the thread that runs it; only :meth:`call_soon_threadsafe` may be called from
     others.
 
+    ``nesting`` says whether it may be run where a loop runs already: again inside one of its own
+    callbacks, or inside another loop's, which stands still meanwhile. asyncio forbids both, and it
+    is false except in notebooks.
+
     The classes below it are layers, each resting on the one before: the native loop, error
     handling, executors and name resolution, signals, pipes and child processes, TLS, connections
     and servers, Unix sockets, datagram sockets, sending files.

@@ -55,7 +55,7 @@ class Aside:
         self._running = running = asyncio._get_running_loop()
         #: The task that is put aside, if any.
         self.task = None if running is None else asyncio.current_task(running)
-        if self.task is not None:
+        if running is not None and self.task is not None:
             _leave_task(running, self.task)
         asyncio._set_running_loop(None)
         _thread.tasks.append(self.task)
@@ -74,7 +74,7 @@ class Aside:
         """Put everything back."""
         _thread.tasks.pop()
         asyncio._set_running_loop(self._running)
-        if self.task is not None:
+        if self._running is not None and self.task is not None:
             _enter_task(self._running, self.task)
         if self._handler is not None and signal.getsignal(signal.SIGINT) == self._handler:
             signal.signal(signal.SIGINT, self._replaced)
@@ -136,9 +136,9 @@ class NestedRun(Aside):
         """Put everything back; raises KeyboardInterrupt if the run was interrupted."""
         sys.set_asyncgen_hooks(*self._hooks)
         super().restore()
-        if self._interrupts and self._future is not None:
-            if not self._own or self._future.cancelled():
-                raise KeyboardInterrupt
+        future = self._future
+        if self._interrupts and future is not None and (not self._own or future.cancelled()):
+            raise KeyboardInterrupt
 
     def is_stuck(self, idle: bool) -> bool:
         """Whether the future waits for a task that is suspended; asked before the loop waits.

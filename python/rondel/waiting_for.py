@@ -1,7 +1,7 @@
 """What a future waits for: finding out that it can never be done.
 
-A nested run suspends the task that called it. When what it waits for waits in turn for that task, it
-would do so for ever.
+A nested run suspends the task that called it. When what it waits for waits in turn for that task,
+it would do so for ever.
 """
 
 import asyncio
