@@ -304,6 +304,7 @@ class ThreadCall:
 @disjoint_base
 class Loop(asyncio.AbstractEventLoop, metaclass=ABCMeta):
     slow_callback_duration: float
+    nesting: bool
     _debug: bool
     @property
     def _thread_id(self) -> int | None: ...

@@ -8,7 +8,7 @@ import runpy
 import sys
 import types
 
-from . import __version__
+from . import __version__, kernel
 from .advice import command as advice
 from .policy import install
 from .top import view as top
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
     advice.add_parser(commands)
     top.add_parser(commands)
+    kernel.add_parser(commands)
     return parser
 
 
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         return advice.advise(options, _run_script)
     if options.command == "top":
         return top.main(options)
+    if options.command == "kernel":
+        return kernel.manage(options)
     if options.top:
         os.environ["RONDEL_TOP"] = "1"
     if options.watch is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import warnings
 import weakref
 from asyncio import coroutines
@@ -25,6 +26,10 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
     A loop belongs to the thread that runs it; only :meth:`call_soon_threadsafe` may be called from
     others.
 
+    ``nesting`` says whether it may be run where a loop runs already: again inside one of its own
+    callbacks, or inside another loop's, which stands still meanwhile. asyncio forbids both, and it
+    is false except in notebooks.
+
     The classes below it are layers, each resting on the one before: the native loop, error
     handling, executors and name resolution, signals, pipes and child processes, TLS, connections
     and servers, Unix sockets, datagram sockets, sending files.
@@ -43,6 +48,10 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
         self._watches: list[_Stopping] = []
         if threshold := os.environ.get("RONDEL_WATCH"):
             watch(self, threshold=parse_threshold(threshold))
+        if "ipykernel" in sys.modules:
+            from .nesting import in_notebook
+
+            self.nesting = in_notebook()
         if os.environ.get("RONDEL_TOP", "0") not in ("", "0"):
             from .top.serving import serve_own
 

@@ -37,6 +37,12 @@ imported! {
     sendfile_mode = "asyncio.constants"."_SendfileMode";
     /// `io.UnsupportedOperation`
     unsupported_operation = "io"."UnsupportedOperation";
+    /// `rondel.nesting.Aside`
+    put_aside = "rondel.nesting"."Aside";
+    /// `rondel.nesting.check_room`
+    check_room = "rondel.nesting"."check_room";
+    /// `rondel.nesting.NestedRun`
+    nested_run = "rondel.nesting"."NestedRun";
     /// `asyncio.isfuture`
     isfuture = "asyncio"."isfuture";
     /// `asyncio.iscoroutine`

@@ -86,6 +86,11 @@ impl Watching {
         self.stamp.thread.store(threads::own_thread(), Ordering::Relaxed);
     }
 
+    /// The callback that runs now is suspended (`None`), or goes on now.
+    pub fn suspended(&self, since: Option<u64>) {
+        self.stamp.started.store(since.unwrap_or(0), Ordering::Release);
+    }
+
     /// For the garbage collector.
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.report)
@@ -103,10 +108,11 @@ pub fn watched(
     let stamp = state.watching.borrow().as_ref().map(|watching| watching.stamp.clone());
     let Some(stamp) = stamp else { return run() };
     let started = clock::now_ns();
+    let own_started = state.own_ns();
     stamp.started.store(started, Ordering::Release);
     let result = run();
     stamp.started.store(0, Ordering::Release);
-    let taken = clock::now_ns() - started;
+    let taken = state.own_ns() - own_started;
     if taken < stamp.threshold {
         return result;
     }
@@ -191,7 +197,7 @@ impl Watchdog {
         }
         drop(state.watching.replace(Some(watching)));
         lock(&state.meter.stamp).replace(self.stamp.clone());
-        state.watched_over.set(true);
+        state.observed.set(true);
         Ok(())
     }
 
@@ -205,7 +211,7 @@ impl Watchdog {
             .as_ref()
             .is_some_and(|watching| Arc::ptr_eq(&watching.stamp, &self.stamp));
         if ours {
-            state.watched_over.set(false);
+            state.observed.set(state.nesting.get());
             drop(state.watching.take());
             lock(&state.meter.stamp).take();
         }

@@ -5,7 +5,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use rondel_reactor::clock;
 
-use super::{Loop, State};
+use super::{Loop, State, nesting};
 use crate::ffi::handle::HandleRef;
 use crate::imports;
 
@@ -97,12 +97,11 @@ pub fn timed(
 ) -> PyResult<()> {
     let py = event_loop.py();
     let state = event_loop.get().state(py);
-    drop(state.current_handle.replace(Some(handle.clone_ref(py))));
-    let start = clock::now_ns();
-    let result = run();
-    let logged = log_if_slow(event_loop, &handle.bind(py), start);
-    drop(state.current_handle.take());
-    result.and(logged)
+    nesting::noted(state, handle.clone_ref(py), || {
+        let start = state.own_ns();
+        let result = run();
+        result.and(log_if_slow(event_loop, &handle.bind(py), start))
+    })
 }
 
 /// The same for native code, which has no handle; outside debug mode it just runs.
@@ -111,18 +110,20 @@ pub fn timed_native(
     target: &Bound<'_, PyAny>,
     run: impl FnOnce() -> PyResult<()>,
 ) -> PyResult<()> {
-    if !event_loop.get().state(event_loop.py()).debug.get() {
+    let state = event_loop.get().state(event_loop.py());
+    if !state.debug.get() {
         return run();
     }
-    let start = clock::now_ns();
+    let start = state.own_ns();
     let result = run();
     result.and(log_if_slow(event_loop, target, start))
 }
 
 fn log_if_slow(event_loop: &Bound<'_, Loop>, what: &Bound<'_, PyAny>, start: u64) -> PyResult<()> {
     let py = event_loop.py();
-    let seconds = clock::to_seconds(clock::now_ns() - start);
-    if seconds >= event_loop.get().state(py).slow_callback_duration.get() {
+    let state = event_loop.get().state(py);
+    let seconds = clock::to_seconds(state.own_ns() - start);
+    if seconds >= state.slow_callback_duration.get() {
         event_loop.call_method1(intern!(py, "_log_slow_callback"), (what, seconds))?;
     }
     Ok(())

@@ -5,12 +5,24 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use super::nesting::{self, is_done};
 use super::{Loop, State, debug, turn};
 use crate::imports;
 
 /// `loop.run_forever()`.
 pub fn run_forever(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
-    let state = event_loop.get().state(event_loop.py());
+    let py = event_loop.py();
+    let state = event_loop.get().state(py);
+    state.check_closed()?;
+    state.check_process()?;
+    match way_in(py, state)? {
+        WayIn::Free => run_outermost(event_loop, state),
+        WayIn::Guest => nesting::as_guest(py, || run_outermost(event_loop, state)),
+        WayIn::Nested => nesting::run(event_loop, None, false),
+    }
+}
+
+fn run_outermost(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     set_up(event_loop, state)?;
     let result = turn::run(event_loop);
     let cleaned = clean_up(event_loop, state);
@@ -18,23 +30,35 @@ pub fn run_forever(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
     result.and(cleaned)
 }
 
-fn check_not_running(py: Python<'_>, state: &State) -> PyResult<()> {
-    if state.thread_id.get().is_some() {
+/// How a run begins.
+enum WayIn {
+    /// No loop runs in this thread.
+    Free,
+    /// Another loop does.
+    Guest,
+    /// This loop does.
+    Nested,
+}
+
+fn way_in(py: Python<'_>, state: &State) -> PyResult<WayIn> {
+    if let Some(thread) = state.thread_id.get() {
+        if state.nesting.get() && thread == debug::thread_ident() {
+            state.check_process()?;
+            return Ok(WayIn::Nested);
+        }
         return Err(PyRuntimeError::new_err("This event loop is already running"));
     }
-    if !imports::get_running_loop(py)?.call0()?.is_none() {
-        return Err(PyRuntimeError::new_err(
-            "Cannot run the event loop while another loop is running",
-        ));
+    if imports::get_running_loop(py)?.call0()?.is_none() {
+        return Ok(WayIn::Free);
     }
-    Ok(())
+    if state.nesting.get() {
+        return Ok(WayIn::Guest);
+    }
+    Err(PyRuntimeError::new_err("Cannot run the event loop while another loop is running"))
 }
 
 fn set_up(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
     let py = event_loop.py();
-    state.check_closed()?;
-    state.check_process()?;
-    check_not_running(py, state)?;
     debug::track_origins(py, state, state.debug.get())?;
     let switch_interval: f64 = imports::getswitchinterval(py)?.call0()?.extract()?;
     state.sharing.begin(switch_interval);
@@ -86,7 +110,11 @@ pub fn run_until_complete<'py>(
     let py = event_loop.py();
     let state = event_loop.get().state(py);
     state.check_closed()?;
-    check_not_running(py, state)?;
+    let way_in = way_in(py, state)?;
+    if matches!(way_in, WayIn::Nested) {
+        // Before there is a task, which would stay.
+        imports::check_room(py)?.call0()?;
+    }
     let is_new = !imports::isfuture(py)?.call1((future,))?.is_truthy()?;
     let options = PyDict::new(py);
     options.set_item(intern!(py, "loop"), event_loop)?;
@@ -95,18 +123,31 @@ pub fn run_until_complete<'py>(
         // When it is not done at the end an exception says so; no need for a log line as well.
         future.setattr(intern!(py, "_log_destroy_pending"), false)?;
     }
+    if matches!(way_in, WayIn::Nested) {
+        let ran = nesting::run(event_loop, Some(&future), is_new);
+        return outcome(&future, is_new, ran);
+    }
     // asyncio's own: frameworks (anyio) know a program's main task by this callback.
     let stopper = imports::run_until_complete_callback(py)?;
     future.call_method1(intern!(py, "add_done_callback"), (stopper,))?;
+    drop(state.awaited.replace(Some(future.clone().unbind())));
     // Through the attribute, since programs override run_forever().
     let ran = event_loop.call_method0(intern!(py, "run_forever"));
+    drop(state.awaited.take());
     let removed = future.call_method1(intern!(py, "remove_done_callback"), (stopper,));
-    let is_done = |future: &Bound<'py, PyAny>| -> PyResult<bool> {
-        future.call_method0(intern!(py, "done"))?.is_truthy()
-    };
+    outcome(&future, is_new, ran.and(removed).map(drop))
+}
+
+/// What run_until_complete() returns or raises.
+fn outcome<'py>(
+    future: &Bound<'py, PyAny>,
+    is_new: bool,
+    ran: PyResult<()>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = future.py();
     if let Err(error) = ran {
         if is_new
-            && is_done(&future)?
+            && is_done(future)?
             && !future.call_method0(intern!(py, "cancelled"))?.is_truthy()?
         {
             // The caller has no access to the task: fetching its exception here keeps the task from
@@ -115,8 +156,7 @@ pub fn run_until_complete<'py>(
         }
         return Err(error);
     }
-    removed?;
-    if !is_done(&future)? {
+    if !is_done(future)? {
         return Err(PyRuntimeError::new_err("Event loop stopped before Future completed."));
     }
     future.call_method0(intern!(py, "result"))

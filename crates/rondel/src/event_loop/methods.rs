@@ -9,7 +9,9 @@ use pyo3::{PyTraverseError, PyVisit};
 use rondel_reactor::clock;
 use rondel_reactor::counting::Histogram;
 
-use super::{Loop, State, debug, exceptions, life_cycle, meter, tasks, traverse, watching};
+use super::{
+    Loop, State, debug, exceptions, life_cycle, meter, nesting, tasks, traverse, watching,
+};
 use crate::coroutine::Coroutine;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
@@ -44,8 +46,20 @@ impl Loop {
     }
 
     /// Stop after the current turn: callbacks that are ready now still run.
-    fn stop(slf: &Bound<'_, Self>) {
-        slf.get().state(slf.py()).stopping.set(true);
+    fn stop(slf: &Bound<'_, Self>) -> PyResult<()> {
+        nesting::stop(slf.py(), slf.get().state(slf.py()))
+    }
+
+    /// Whether the loop may be run where a loop runs already: again inside one of its own callbacks, or
+    /// inside a callback of another loop, which stands still meanwhile. asyncio forbids both.
+    #[getter]
+    fn nesting(slf: &Bound<'_, Self>) -> bool {
+        slf.get().state(slf.py()).nesting.get()
+    }
+
+    #[setter(nesting)]
+    fn set_nesting(slf: &Bound<'_, Self>, allowed: bool) {
+        nesting::allow(slf.get().state(slf.py()), allowed);
     }
 
     /// Whether the loop runs.

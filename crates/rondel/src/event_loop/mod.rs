@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`turn`] | one turn: poll, run what is ready, dispatch events, run timers |
 //! | [`life_cycle`] | run_forever, run_until_complete, stop, close |
+//! | [`nesting`] | running the loop again inside one of its own callbacks |
 //! | [`tasks`] | create_task and task factories |
 //! | [`watching`] | add_reader, add_writer and relatives: descriptors that the program watches |
 //! | [`lasting`] | sockets that stay in the poller between the waits of sock_* |
@@ -23,6 +24,7 @@ pub mod lasting;
 pub mod life_cycle;
 pub mod meter;
 mod methods;
+mod nesting;
 pub mod sharing;
 pub mod tasks;
 pub mod turn;
@@ -143,8 +145,10 @@ pub struct State {
     pub closed: Cell<bool>,
     pub stopping: Cell<bool>,
     pub debug: Cell<bool>,
-    /// Whether somebody watches for callbacks that block the loop, and who.
-    pub watched_over: Cell<bool>,
+    /// Whether callbacks run under observation: somebody watches for those that block the loop, or a
+    /// nested run has to know whose callback it is in.
+    pub observed: Cell<bool>,
+    /// Who watches for callbacks that block the loop.
     pub watching: RefCell<Option<Watching>>,
     /// The thread that runs the loop (`threading.get_ident()`).
     pub thread_id: Cell<Option<u64>>,
@@ -153,7 +157,17 @@ pub struct State {
     pub slow_callback_duration: Cell<f64>,
     pub task_factory: RefCell<Option<Py<PyAny>>>,
     pub exception_handler: RefCell<Option<Py<PyAny>>>,
-    /// The handle that runs, in debug mode.
+    /// Whether the loop may run where one runs already.
+    pub nesting: Cell<bool>,
+    /// What the outermost run waits for.
+    pub awaited: RefCell<Option<Py<PyAny>>>,
+    /// How many runs are nested into it.
+    pub nested_runs: Cell<u32>,
+    /// stop() was meant for it while others were nested into it.
+    pub stopping_outermost: Cell<bool>,
+    /// How long callbacks were suspended by nested runs so far, in nanoseconds.
+    pub time_nested: Cell<u64>,
+    /// The handle that runs, in debug mode and where nesting is allowed.
     pub current_handle: RefCell<Option<HandleRef>>,
     /// The async generator hooks from before the run.
     pub saved_hooks: RefCell<Option<Py<PyAny>>>,
@@ -191,13 +205,18 @@ impl State {
             closed: Cell::new(false),
             stopping: Cell::new(false),
             debug: Cell::new(debug),
-            watched_over: Cell::new(false),
+            observed: Cell::new(false),
             watching: RefCell::default(),
             thread_id: Cell::new(None),
             generation: fork::generation(),
             slow_callback_duration: Cell::new(0.1),
             task_factory: RefCell::default(),
             exception_handler: RefCell::default(),
+            nesting: Cell::new(false),
+            awaited: RefCell::default(),
+            nested_runs: Cell::new(0),
+            stopping_outermost: Cell::new(false),
+            time_nested: Cell::new(0),
             current_handle: RefCell::default(),
             saved_hooks: RefCell::default(),
             saved_origin_depth: Cell::new(None),

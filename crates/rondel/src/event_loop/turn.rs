@@ -19,7 +19,9 @@ use rondel_reactor::slab::Key;
 
 use super::sharing::{Offer, Sharing};
 use super::watching::{self, Side};
-use super::{Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions};
+use super::{
+    Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions, nesting,
+};
 use crate::ffi::handle::HandleRef;
 use crate::watch;
 
@@ -37,20 +39,34 @@ const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 pub fn run(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
     let state = event_loop.get().state(event_loop.py());
     loop {
-        run_once(event_loop, state)?;
+        run_once(event_loop, state, &|| Ok(false))?;
         if state.stopping.get() {
             return Ok(());
         }
     }
 }
 
-fn run_once(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
-    let py = event_loop.py();
-    poll(py, state)?;
+/// One turn, which ends early when `ended` says so after a callback: what is left then is for the run
+/// that this one is nested into.
+pub fn run_once(
+    event_loop: &Bound<'_, Loop>,
+    state: &State,
+    ended: &impl Fn() -> PyResult<bool>,
+) -> PyResult<()> {
+    poll(event_loop.py(), state)?;
+    without_poll(event_loop, state, ended)
+}
+
+/// A turn of what there is.
+pub fn without_poll(
+    event_loop: &Bound<'_, Loop>,
+    state: &State,
+    ended: &impl Fn() -> PyResult<bool>,
+) -> PyResult<()> {
     let left = state.ready.borrow().len();
     state.left.set(left);
     state.meter.turn(left);
-    let result = run_collected(event_loop, state);
+    let result = run_collected(event_loop, state, ended);
     if result.is_err() {
         keep_order(state, state.left.take());
     }
@@ -68,7 +84,11 @@ fn keep_order(state: &State, left: usize) {
     ready.extend(later);
 }
 
-fn run_collected(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
+fn run_collected(
+    event_loop: &Bound<'_, Loop>,
+    state: &State,
+    ended: &impl Fn() -> PyResult<bool>,
+) -> PyResult<()> {
     let py = event_loop.py();
     while state.left.get() > 0 {
         let Some(ready) = state.ready.borrow_mut().pop_front() else { break };
@@ -79,16 +99,25 @@ fn run_collected(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
                 run_step(event_loop, state, target.bind(py), step)?;
             }
         }
+        if ended()? {
+            return Ok(());
+        }
     }
     state.gathered.send(py);
     loop {
         let Some(event) = state.events.borrow_mut().pop_front() else { break };
         dispatch(event_loop, state, event.key, event.readiness)?;
+        if ended()? {
+            return Ok(());
+        }
     }
     state.gathered.send(py);
     loop {
         let Some(handle) = state.due.borrow_mut().pop_front() else { break };
         run_handle(event_loop, state, &handle)?;
+        if ended()? {
+            return Ok(());
+        }
     }
     state.gathered.send(py);
     Ok(())
@@ -141,7 +170,8 @@ fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
     Ok(())
 }
 
-fn is_busy(state: &State) -> bool {
+/// Whether a poll would not wait.
+pub fn is_busy(state: &State) -> bool {
     state.stopping.get()
         || !state.ready.borrow().is_empty()
         || !state.events.borrow().is_empty()
@@ -217,9 +247,9 @@ fn run_handle<'py>(
         return Ok(());
     }
     let py = event_loop.py();
-    if state.watched_over.get() {
+    if state.observed.get() {
         return watch::watched(py, state, &handle.bind(py), || {
-            run_timed(event_loop, state, handle)
+            nesting::noted(state, handle.clone_ref(py), || run_timed(event_loop, state, handle))
         });
     }
     run_timed(event_loop, state, handle)
@@ -276,7 +306,7 @@ fn observed(
     target: &Bound<'_, PyAny>,
     run: impl FnOnce() -> PyResult<()>,
 ) -> PyResult<()> {
-    if state.watched_over.get() {
+    if state.observed.get() {
         return watch::watched(event_loop.py(), state, target, || {
             debug::timed_native(event_loop, target, run)
         });
@@ -375,6 +405,8 @@ fn notify<'py>(
             watching::clear_side(state, key, side);
             Ok(())
         }
+        // It waits in a run that is nested into it, and will be called again when it has returned.
+        Some(handle) if handle.is_running() => Ok(()),
         Some(handle) => run_handle(event_loop, state, &handle),
         None => {
             if let Some(Watcher::Future(future)) = watching::clear_side(state, key, side) {
