@@ -19,7 +19,9 @@ use rondel_reactor::slab::Key;
 
 use super::sharing::{Offer, Sharing};
 use super::watching::{self, Side};
-use super::{Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions};
+use super::{
+    Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions, rehearsal,
+};
 use crate::ffi::handle::HandleRef;
 use crate::watch;
 
@@ -35,7 +37,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs turns until stop() was called.
 pub fn run(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
-    let state = event_loop.get().state(event_loop.py());
+    let py = event_loop.py();
+    let state = event_loop.get().state(py);
+    let director = state.director.borrow().as_ref().map(|director| director.clone_ref(py));
+    if let Some(director) = director {
+        return rehearsal::run(event_loop, director.bind(py));
+    }
     loop {
         run_once(event_loop, state)?;
         if state.stopping.get() {
@@ -79,16 +86,23 @@ fn run_collected(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
         }
     }
     state.gathered.send(py);
-    loop {
-        let Some(event) = state.events.borrow_mut().pop_front() else { break };
-        dispatch(event_loop, state, event.key, event.readiness)?;
-    }
-    state.gathered.send(py);
+    run_events(event_loop, state)?;
     loop {
         let Some(handle) = state.due.borrow_mut().pop_front() else { break };
         run_handle(event_loop, state, &handle)?;
     }
     state.gathered.send(py);
+    Ok(())
+}
+
+/// Leads the events that were collected to their sources.
+#[inline(always)]
+pub fn run_events(event_loop: &Bound<'_, Loop>, state: &State) -> PyResult<()> {
+    loop {
+        let Some(event) = state.events.borrow_mut().pop_front() else { break };
+        dispatch(event_loop, state, event.key, event.readiness)?;
+    }
+    state.gathered.send(event_loop.py());
     Ok(())
 }
 
@@ -134,7 +148,8 @@ fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
     Ok(())
 }
 
-fn is_busy(state: &State) -> bool {
+#[inline(always)]
+pub fn is_busy(state: &State) -> bool {
     state.stopping.get()
         || !state.ready.borrow().is_empty()
         || !state.events.borrow().is_empty()
@@ -142,7 +157,8 @@ fn is_busy(state: &State) -> bool {
 }
 
 /// Takes cancelled timers from the top of the heap, so that nobody waits for them.
-fn drop_cancelled_timers(state: &State) {
+#[inline(always)]
+pub fn drop_cancelled_timers(state: &State) {
     loop {
         // Dropped at the end of the pass, after the borrow.
         let _dead = {
@@ -159,7 +175,9 @@ fn drop_cancelled_timers(state: &State) {
     }
 }
 
-fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> PyResult<()> {
+/// Waits in the poller for at most `timeout` (None: until something arrives) and collects its events.
+#[inline(always)]
+pub fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> PyResult<()> {
     let Some(mut poller) = state.poller.borrow_mut().take() else {
         // Another thread waits in it: this loop is being run twice, which its checks prevent.
         return Ok(());
@@ -197,7 +215,7 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
 
 /// Runs a callback and what belongs to the end of each.
 #[inline]
-fn run_handle<'py>(
+pub fn run_handle<'py>(
     event_loop: &Bound<'py, Loop>,
     state: &State,
     handle: &HandleRef,
@@ -233,7 +251,7 @@ fn run_plain(py: Python<'_>, state: &State, handle: &HandleRef) -> PyResult<()> 
 }
 
 /// Runs a step of native code.
-fn run_step(
+pub fn run_step(
     event_loop: &Bound<'_, Loop>,
     state: &State,
     target: &Bound<'_, PyAny>,
