@@ -12,12 +12,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .director import Deadlock
     from .loop import Loop, RealWorldError, new_event_loop
+    from .network import Network
     from .running import explore, run
     from .tape import Tape
 
 _PLACES = {
     "Deadlock": "director",
     "Loop": "loop",
+    "Network": "network",
     "RealWorldError": "loop",
     "Tape": "tape",
     "explore": "running",
@@ -28,6 +30,7 @@ _PLACES = {
 __all__ = (
     "Deadlock",
     "Loop",
+    "Network",
     "RealWorldError",
     "Tape",
     "explore",

@@ -5,13 +5,17 @@ import concurrent.futures
 import contextvars
 import functools
 import itertools
-from collections.abc import Callable
+import os
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Self
 
 from .. import loop as real
-from .._rondel import TimerHandle
+from .._rondel import TimerHandle, literal_addresses
+from ..connecting import Pair, ProtocolFactory
 from .calls import Calls
 from .director import Director
+from .network import Address, Connections, MemoryServer, Network
 from .tape import Tape
 
 
@@ -58,6 +62,7 @@ class Loop(real.Loop):
         seed: Decides what asyncio leaves open: which of several ready tasks is first, which of
             several timers at the same time, which call in a pool ends first. None keeps asyncio's
             order.
+        network: How connections behave, which are made in memory.
         record: Whether to keep a :attr:`trace`.
 
     Attributes:
@@ -68,13 +73,16 @@ class Loop(real.Loop):
 
     """
 
-    def __init__(self, seed: int | None = None, *, record: bool = False) -> None:
+    def __init__(
+        self, seed: int | None = None, *, network: Network | None = None, record: bool = False
+    ) -> None:
         self.tape = Tape(seed)
         self.random = self.tape.random()
         self.trace: list[str] | None = [] if record else None
         self._numbers = itertools.count(1)
         self._task_numbers = itertools.count(1)
         self._calls = Calls(self.tape)
+        self._connections = Connections(self, network or Network())
         self._director = Director(self, self.tape, self._calls, self.trace)
         self._rehearse(self._director)
         super().__init__()
@@ -142,28 +150,117 @@ class Loop(real.Loop):
         super().close()
         self._calls.drop()
 
+    async def create_connection(
+        self,
+        protocol_factory: ProtocolFactory,
+        host: str | None = None,
+        port: int | str | None = None,
+        **options: Any,
+    ) -> Pair:
+        """Connect in memory. Options that a connection in memory has no use for are ignored.
+
+        Raises ConnectionRefusedError when no server of this loop is there, RealWorldError for TLS
+        and for sockets of the program's own.
+        """
+        _refuse_options("create_connection", options)
+        if host is None and port is None:
+            raise ValueError("host and port was not specified and no sock specified")
+        hosts = self._connections.addresses_of(host or "")
+        return await self._connections.connect(
+            protocol_factory, [(host, int(port or 0)) for host in hosts]
+        )
+
+    async def create_unix_connection(
+        self, protocol_factory: ProtocolFactory, path: Any = None, **options: Any
+    ) -> Pair:
+        """Connect in memory to the server with this path; otherwise as create_connection()."""
+        _refuse_options("create_unix_connection", options)
+        return await self._connections.connect(protocol_factory, [(os.fspath(path), None)])
+
+    async def create_server(  # type: ignore[override]
+        self,
+        protocol_factory: ProtocolFactory,
+        host: str | Sequence[str] | None = None,
+        port: int | str | None = None,
+        *,
+        start_serving: bool = True,
+        **options: Any,
+    ) -> MemoryServer:
+        """Listen in memory: under one name, several, or any (None).
+
+        Raises OSError (EADDRINUSE) when there is a server already, RealWorldError for TLS and for
+        sockets of the program's own.
+        """
+        _refuse_options("create_server", options)
+        hosts = [host or ""] if host is None or isinstance(host, str) else host
+        return self._connections.listen(
+            protocol_factory, [(host, int(port or 0)) for host in hosts], start_serving
+        )
+
+    async def create_unix_server(  # type: ignore[override]
+        self,
+        protocol_factory: ProtocolFactory,
+        path: Any = None,
+        *,
+        start_serving: bool = True,
+        **options: Any,
+    ) -> MemoryServer:
+        """Listen in memory under a path, without a file; otherwise as create_server()."""
+        _refuse_options("create_unix_server", options)
+        addresses: list[Address] = [(os.fspath(path), None)]
+        return self._connections.listen(protocol_factory, addresses, start_serving)
+
+    def _stop_serving(self, sock: Any) -> None:
+        self._connections.stop_listening(sock)
+
+    async def getaddrinfo(
+        self,
+        host: bytes | str | None,
+        port: bytes | str | int | None,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
+        """Look a name up among the hosts of the network. OSError for one that is not there."""
+        name = host.decode() if isinstance(host, bytes) else host or ""
+        found: list[Any] = []
+        for address in self._connections.addresses_of(name):
+            known = literal_addresses(address, port, family, type, proto, flags)
+            if known is None:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            found += known
+        return found
+
     def add_reader(  # type: ignore[override]
         self, fd: Any, callback: Callable[..., Any], *args: Any
     ) -> None:
         """Refused, but for what signal handlers need."""
         if self._signal_pair is None or fd is not self._signal_pair[0]:
-            _refuse("add_reader")
+            _refuse("add_reader(")
         super().add_reader(fd, callback, *args)
 
 
 def _refuse(name: str) -> NoReturn:
     raise RealWorldError(
-        f"{name}() needs the real world, which a loop of rondel.testing has none of; "
+        f"{name}) needs the real world, which a loop of rondel.testing has none of; "
         f"see docs/testing.md"
     )
 
 
+def _refuse_options(name: str, options: dict[str, Any]) -> None:
+    for option in ("sock", "ssl"):
+        if options.get(option):
+            _refuse(f"{name}({option}=…")
+
+
 def _refusing(name: str) -> Any:
     def refuse(self: Loop, *args: Any, **kwargs: Any) -> NoReturn:
-        _refuse(name)
+        _refuse(f"{name}(")
 
     async def refuse_later(self: Loop, *args: Any, **kwargs: Any) -> NoReturn:
-        _refuse(name)
+        _refuse(f"{name}(")
 
     refusing = refuse if name == "add_writer" else refuse_later
     refusing.__name__ = name
@@ -177,11 +274,7 @@ for _name in (
     "connect_accepted_socket",
     "connect_read_pipe",
     "connect_write_pipe",
-    "create_connection",
     "create_datagram_endpoint",
-    "create_server",
-    "create_unix_connection",
-    "create_unix_server",
     "sendfile",
     "sock_accept",
     "sock_connect",
@@ -198,6 +291,8 @@ for _name in (
     setattr(Loop, _name, _refusing(_name))
 
 
-def new_event_loop(seed: int | None = None, *, record: bool = False) -> Loop:
+def new_event_loop(
+    seed: int | None = None, *, network: Network | None = None, record: bool = False
+) -> Loop:
     """Make a loop for tests; the caller closes it. The arguments are those of :class:`Loop`."""
-    return Loop(seed, record=record)
+    return Loop(seed, network=network, record=record)

@@ -10,8 +10,8 @@ from collections.abc import Generator, Iterable
 import pytest
 
 _MARKER = (
-    "rondel(seed=None): run an asynchronous test on a loop of rondel.testing, once with each seed "
-    "(a number or several)"
+    "rondel(seed=None, network=None): run an asynchronous test on a loop of rondel.testing, once "
+    "with each seed (a number or several)"
 )
 #: The parameter by which a test is multiplied; a test may ask for it.
 _SEED = "rondel_seed"
@@ -42,13 +42,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("rondel")
     if marker is None:
         return
-    seeds = _seeds(metafunc.config, **marker.kwargs)
+    seeds = _seeds(metafunc.config, marker.kwargs.get("seed"))
     if _SEED not in metafunc.fixturenames:
         metafunc.fixturenames.append(_SEED)
     metafunc.parametrize(_SEED, seeds, ids=_identify)
 
 
-def _seeds(config: pytest.Config, seed: int | Iterable[int] | None = None) -> Iterable[int | None]:
+def _seeds(config: pytest.Config, seed: int | Iterable[int] | None) -> Iterable[int | None]:
     chosen: list[int] | None = config.getoption("rondel_seed")
     if chosen is not None:
         return chosen
@@ -62,7 +62,8 @@ def _identify(seed: int | None) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a marked test on a loop of its own."""
-    if pyfuncitem.get_closest_marker("rondel") is None:
+    marker = pyfuncitem.get_closest_marker("rondel")
+    if marker is None:
         return None
     test = pyfuncitem.obj
     if not inspect.iscoroutinefunction(test):
@@ -71,7 +72,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     names = inspect.signature(test).parameters
     values = {name: value for name, value in pyfuncitem.funcargs.items() if name in names}
-    run(test(**values), seed=_seed_of(pyfuncitem))
+    options = {**marker.kwargs, "seed": _seed_of(pyfuncitem)}
+    run(test(**values), **options)
     return True
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 from .loop import Loop
+from .network import Network
 
 _T = TypeVar("_T")
 
@@ -15,6 +16,7 @@ def run(
     main: Coroutine[Any, Any, _T],
     *,
     seed: int | None = None,
+    network: Network | None = None,
     debug: bool | None = None,
     trace: list[str] | None = None,
 ) -> _T:
@@ -26,6 +28,7 @@ def run(
     Args:
         main: The coroutine.
         seed: Of the loop.
+        network: How the loop's connections behave.
         debug: Whether to use asyncio's debug mode.
         trace: A list that gets a line for each callback (see :attr:`Loop.trace`).
 
@@ -39,7 +42,7 @@ def run(
     if asyncio._get_running_loop() is not None:
         main.close()
         raise RuntimeError("rondel.testing.run() cannot be called from a running event loop")
-    loop = Loop(seed, record=trace is not None)
+    loop = Loop(seed, network=network, record=trace is not None)
     try:
         with _seeded_random(loop), asyncio.Runner(debug=debug, loop_factory=lambda: loop) as runner:
             return runner.run(main)
@@ -56,6 +59,7 @@ def explore(
     main: Callable[[], Coroutine[Any, Any, object]],
     *,
     seeds: Iterable[int] = range(100),
+    network: Network | None = None,
     debug: bool | None = None,
 ) -> None:
     """Run ``main()`` once with each seed, and end with the first exception.
@@ -63,7 +67,7 @@ def explore(
     The exception has a note of the seed, with which :func:`run` repeats it.
     """
     for seed in seeds:
-        run(main(), seed=seed, debug=debug)
+        run(main(), seed=seed, network=network, debug=debug)
 
 
 @contextlib.contextmanager
