@@ -214,20 +214,14 @@ class Loop(real.Loop):
         self._connections.stop_listening(sock)
 
     async def getaddrinfo(
-        self,
-        host: bytes | str | None,
-        port: bytes | str | int | None,
-        *,
-        family: int = 0,
-        type: int = 0,
-        proto: int = 0,
-        flags: int = 0,
+        self, host: bytes | str | None, port: bytes | str | int | None, **options: int
     ) -> list[Any]:
         """Look a name up among the hosts of the network. OSError for one that is not there."""
         name = host.decode() if isinstance(host, bytes) else host or ""
+        numbers = [options.get(option, 0) for option in ("family", "type", "proto", "flags")]
         found: list[Any] = []
         for address in self._connections.addresses_of(name):
-            known = literal_addresses(address, port, family, type, proto, flags)
+            known = literal_addresses(address, port, *numbers)
             if known is None:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
             found += known
