@@ -9,7 +9,8 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 * ``rondel run script.py``, which runs any asyncio program without a change to it.
 
 ``rondel.open_connection()`` and ``rondel.start_server()`` make native streams; after ``install()``
-asyncio's own names do. :mod:`rondel.files` has files, :mod:`rondel.http` downloads.
+asyncio's own names do. :mod:`rondel.files` has files, :mod:`rondel.http` downloads,
+:mod:`rondel.testing` loops for tests.
 """
 
 import sys as _sys
@@ -22,7 +23,7 @@ from . import _rondel as _rondel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import files, http
+    from . import files, http, testing
     from ._rondel import Handle, SocketTransport, TimerHandle, __version__
     from .advice import Recommendation, choose
     from .advice.rule import rule
@@ -96,7 +97,7 @@ _PLACES = {
     "uninstall": "policy",
     "watch": "watchdog",
 }
-_MODULES = frozenset({"files", "http", *_PLACES.values()})
+_MODULES = frozenset({"files", "http", "testing", *_PLACES.values()})
 
 __all__ = (
     "Blocked",
@@ -136,6 +137,7 @@ __all__ = (
     "serve_metrics",
     "start_server",
     "start_unix_server",
+    "testing",
     "to_thread",
     "uninstall",
     "watch",

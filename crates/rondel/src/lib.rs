@@ -73,6 +73,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("Handle", handle_type)?;
     module.add("TimerHandle", timer_handle_type)?;
     module.add_class::<event_loop::Loop>()?;
+    module.add_class::<event_loop::rehearsal::Rehearsal>()?;
     module.add_class::<transport::socket::SocketTransport>()?;
     module.add_class::<transport::datagram::DatagramTransport>()?;
     module.add_class::<transport::listener::Listener>()?;

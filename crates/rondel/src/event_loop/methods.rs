@@ -9,6 +9,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use rondel_reactor::clock;
 use rondel_reactor::counting::Histogram;
 
+use super::rehearsal::Rehearsal;
 use super::{
     Loop, State, debug, exceptions, life_cycle, meter, nesting, tasks, traverse, watching,
 };
@@ -104,6 +105,11 @@ impl Loop {
     fn get_task_factory(slf: &Bound<'_, Self>) -> Option<Py<PyAny>> {
         let py = slf.py();
         slf.get().state(py).task_factory.borrow().as_ref().map(|f| f.clone_ref(py))
+    }
+
+    /// Have runs from now on directed: virtual time, and callbacks in the order that is chosen.
+    fn _rehearse(slf: &Bound<'_, Self>, director: Py<Rehearsal>) {
+        drop(slf.get().state(slf.py()).director.replace(Some(director)));
     }
 
     /// Switch debug mode on or off.
@@ -377,6 +383,7 @@ impl Loop {
         life_cycle::drop_work(state);
         state.task_factory.take();
         state.exception_handler.take();
+        state.director.take();
         state.saved_hooks.take();
     }
 }

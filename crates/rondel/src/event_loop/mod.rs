@@ -8,6 +8,7 @@
 //! | [`tasks`] | create_task and task factories |
 //! | [`watching`] | add_reader, add_writer and relatives: descriptors that the program watches |
 //! | [`lasting`] | sockets that stay in the poller between the waits of sock_* |
+//! | [`rehearsal`] | virtual time and a chosen order, for `rondel.testing` |
 //! | [`sharing`] | letting other threads have the GIL while callbacks are ready |
 //! | [`meter`] | what the loop counts while it runs |
 //! | [`debug`] | debug mode: checks, origins, slow callbacks |
@@ -25,6 +26,7 @@ pub mod life_cycle;
 pub mod meter;
 mod methods;
 mod nesting;
+pub mod rehearsal;
 pub mod sharing;
 pub mod tasks;
 pub mod turn;
@@ -47,6 +49,7 @@ use rondel_reactor::slab::{Key, Slab};
 use rondel_reactor::timers::Timers;
 
 use self::meter::Meter;
+use self::rehearsal::Rehearsal;
 use self::sharing::Sharing;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
@@ -150,6 +153,8 @@ pub struct State {
     pub observed: Cell<bool>,
     /// Who watches for callbacks that block the loop.
     pub watching: RefCell<Option<Watching>>,
+    /// Who directs a loop under test.
+    pub director: RefCell<Option<Py<Rehearsal>>>,
     /// The thread that runs the loop (`threading.get_ident()`).
     pub thread_id: Cell<Option<u64>>,
     /// The process that made the loop: a forked child must not touch its poller.
@@ -207,6 +212,7 @@ impl State {
             debug: Cell::new(debug),
             observed: Cell::new(false),
             watching: RefCell::default(),
+            director: RefCell::default(),
             thread_id: Cell::new(None),
             generation: fork::generation(),
             slow_callback_duration: Cell::new(0.1),
@@ -447,6 +453,9 @@ fn traverse(state: &State, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
             Source::Native { target: Target::Held(target), .. } => visit.call(target)?,
             Source::Native { target: Target::Dormant(_), .. } => {}
         }
+    }
+    if let Ok(director) = state.director.try_borrow() {
+        visit.call(&*director)?;
     }
     for field in [&state.task_factory, &state.exception_handler, &state.saved_hooks] {
         if let Ok(field) = field.try_borrow() {

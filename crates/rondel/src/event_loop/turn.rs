@@ -21,6 +21,7 @@ use super::sharing::{Offer, Sharing};
 use super::watching::{self, Side};
 use super::{
     Loop, OnEvent, Ready, Source, State, Step, Target, Watcher, debug, exceptions, nesting,
+    rehearsal,
 };
 use crate::ffi::handle::HandleRef;
 use crate::watch;
@@ -37,7 +38,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs turns until stop() was called.
 pub fn run(event_loop: &Bound<'_, Loop>) -> PyResult<()> {
-    let state = event_loop.get().state(event_loop.py());
+    let py = event_loop.py();
+    let state = event_loop.get().state(py);
+    let director = state.director.borrow().as_ref().map(|director| director.clone_ref(py));
+    if let Some(director) = director {
+        return rehearsal::run(event_loop, director.bind(py));
+    }
     loop {
         run_once(event_loop, state, &|| Ok(false))?;
         if state.stopping.get() {
@@ -104,14 +110,9 @@ fn run_collected(
         }
     }
     state.gathered.send(py);
-    loop {
-        let Some(event) = state.events.borrow_mut().pop_front() else { break };
-        dispatch(event_loop, state, event.key, event.readiness)?;
-        if ended()? {
-            return Ok(());
-        }
+    if run_events(event_loop, state, ended)? {
+        return Ok(());
     }
-    state.gathered.send(py);
     loop {
         let Some(handle) = state.due.borrow_mut().pop_front() else { break };
         run_handle(event_loop, state, &handle)?;
@@ -121,6 +122,24 @@ fn run_collected(
     }
     state.gathered.send(py);
     Ok(())
+}
+
+/// Leads the events that were collected to their sources; true if `ended` said so in between.
+#[inline(always)]
+pub fn run_events(
+    event_loop: &Bound<'_, Loop>,
+    state: &State,
+    ended: &impl Fn() -> PyResult<bool>,
+) -> PyResult<bool> {
+    loop {
+        let Some(event) = state.events.borrow_mut().pop_front() else { break };
+        dispatch(event_loop, state, event.key, event.readiness)?;
+        if ended()? {
+            return Ok(true);
+        }
+    }
+    state.gathered.send(event_loop.py());
+    Ok(false)
 }
 
 /// Collects events and due timers, waiting for them when nothing else is to do.
@@ -171,6 +190,7 @@ fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
 }
 
 /// Whether a poll would not wait.
+#[inline(always)]
 pub fn is_busy(state: &State) -> bool {
     state.stopping.get()
         || !state.ready.borrow().is_empty()
@@ -179,7 +199,8 @@ pub fn is_busy(state: &State) -> bool {
 }
 
 /// Takes cancelled timers from the top of the heap, so that nobody waits for them.
-fn drop_cancelled_timers(state: &State) {
+#[inline(always)]
+pub fn drop_cancelled_timers(state: &State) {
     loop {
         // Dropped at the end of the pass, after the borrow.
         let _dead = {
@@ -196,8 +217,10 @@ fn drop_cancelled_timers(state: &State) {
     }
 }
 
-/// Waits in the poller; whether it kept the GIL meanwhile.
-fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> PyResult<bool> {
+/// Waits in the poller for at most `timeout` (None: until something arrives) and collects its events;
+/// whether it kept the GIL meanwhile.
+#[inline(always)]
+pub fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> PyResult<bool> {
     let Some(mut poller) = state.poller.borrow_mut().take() else {
         // Another thread waits in it: this loop is being run twice, which its checks prevent.
         return Ok(true);
@@ -238,7 +261,7 @@ fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> P
 
 /// Runs a callback and what belongs to the end of each.
 #[inline]
-fn run_handle<'py>(
+pub fn run_handle<'py>(
     event_loop: &Bound<'py, Loop>,
     state: &State,
     handle: &HandleRef,
@@ -274,7 +297,7 @@ fn run_plain(py: Python<'_>, state: &State, handle: &HandleRef) -> PyResult<()> 
 }
 
 /// Runs a step of native code.
-fn run_step(
+pub fn run_step(
     event_loop: &Bound<'_, Loop>,
     state: &State,
     target: &Bound<'_, PyAny>,
