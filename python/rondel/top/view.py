@@ -13,8 +13,8 @@ import time
 import tty
 from typing import Any
 
+from ..doing import NAMES
 from ..metering import BOUNDS, Histogram
-from ..watchdog import KINDS
 from . import places
 
 #: Seconds that a process has to answer.
@@ -123,7 +123,7 @@ def _blocked_lines(blocked: dict[str, Any] | None) -> list[str]:
         return []
     stack = [line for line in blocked["stack"].splitlines() if line.startswith("  File")]
     return [
-        f"  BLOCKED for {blocked['seconds']:.1f} s, {KINDS[blocked['doing']]}",
+        f"  BLOCKED for {blocked['seconds']:.1f} s, {NAMES[blocked['doing']]}",
         *(f"  {line}" for line in stack[:10]),
     ]
 
@@ -146,7 +146,7 @@ def _detail_lines(details: dict[str, Any], then: dict[str, Any] | None) -> list[
     for slow in details["slow"]:
         shown.append(
             f"  {slow['times']:>6} times, {_time(slow['total'])} in all, "
-            f"{_time(slow['longest'])} at most: {slow['name']}, {KINDS[slow['doing']]}"
+            f"{_time(slow['longest'])} at most: {slow['name']}, {NAMES[slow['doing']]}"
         )
     return shown
 
