@@ -65,8 +65,9 @@ def test_digest_authentication(tmp_path: Path, algorithm: str) -> None:
 
 
 class Network:
-    """A way to a server on which no connection lasts: after some bytes it stalls, is reset or closed,
-    if it was not refused or slow from the start.
+    """A way to a server on which no connection lasts.
+
+    After some bytes it stalls, is reset or closed, if it was not refused or slow from the start.
     """
 
     FATES = ("reset", "stall", "refuse", "truncate", "slow")
