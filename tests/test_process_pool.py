@@ -297,6 +297,44 @@ def test_a_loop_that_ends_before_its_calls(pool: rondel.ProcessPool) -> None:
     wait_until(lambda: pool._native.outstanding == 0)
 
 
+def test_calls_of_a_loop_that_has_stopped_are_done(pool: rondel.ProcessPool) -> None:
+    async def submit() -> None:
+        loop = asyncio.get_running_loop()
+        for count in (1, 100):
+            for _ in range(count):
+                loop.run_in_executor(pool, calls.echo)
+            # The workers have gone to sleep when the next ones come.
+            await asyncio.sleep(0.05)
+        for _ in range(100):
+            loop.run_in_executor(pool, calls.echo)
+
+    loop = rondel.new_event_loop()
+    try:
+        loop.run_until_complete(submit())
+        # Nobody collects the answers; the workers do all calls the same.
+        other = pool.submit(calls.echo, 1)
+        assert other.result(LIMIT) == 1
+        wait_until(lambda: pool._native.outstanding == 0)
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("count", [2, 3, 63, 70, 3000])
+def test_calls_before_a_callback_that_blocks(pool: rondel.ProcessPool, count: int) -> None:
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        awaited = [loop.run_in_executor(pool, calls.echo, n) for n in range(count)]
+        # As many as there are workers run while the loop is blocked.
+        assert pool.submit(calls.echo, "beside").result(LIMIT) == "beside"
+        return sum(await asyncio.gather(*awaited))
+
+    loop = rondel.new_event_loop()
+    try:
+        assert run_on(loop, main, limit=LIMIT) == sum(range(count))
+    finally:
+        loop.close()
+
+
 def test_two_loops_in_two_threads(pool: rondel.ProcessPool) -> None:
     totals: list[int] = []
 

@@ -64,6 +64,8 @@ def test_a_death_while_nothing_runs(pool: rondel.ProcessPool) -> None:
     for _ in range(3):
         pid = pool.submit(calls.pid).result(LIMIT)
         os.kill(pid, signal.SIGKILL)
+        # Until the signal has arrived it can take a call.
+        wait_until(lambda pid=pid: not is_alive(pid))  # type: ignore[misc]
         assert pool.submit(calls.echo, 1).result(LIMIT) == 1
     wait_until(lambda: len(pool._processes) == 2)
 

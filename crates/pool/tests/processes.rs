@@ -82,7 +82,8 @@ fn start(pool: &Pool) -> i32 {
 }
 
 fn submit(pool: &Pool, target: u32, text: &[u8], limit: Option<u64>) -> u64 {
-    let call = Call { target, message: message(text, Vec::new()), limit, by_loop: false };
+    let call =
+        Call { target, message: message(text, Vec::new()), limit, by_loop: false, gathers: false };
     pool.submit(call).0
 }
 
@@ -210,6 +211,7 @@ fn buffers_are_shared_and_given_back() {
         message: message(b"two", vec![placed, copied]),
         limit: None,
         by_loop: true,
+        gathers: false,
     };
     pool.submit(call);
     // Its answer rings for a loop, which there is none of.

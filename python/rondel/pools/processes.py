@@ -490,6 +490,7 @@ def is_process_pool(executor: concurrent.futures.Executor) -> bool:
 
 
 _SUBMITS = (ProcessPool.submit, PoolView.submit)
+_rondel.ProcessPool.set_front(ProcessPool)
 
 
 def _map(

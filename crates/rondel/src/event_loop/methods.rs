@@ -349,7 +349,7 @@ impl Loop {
         func: &Bound<'py, PyAny>,
         args: Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        pools::threads::run_in_executor(slf, executor, func, args)
+        pools::executing::run_in_executor(slf, executor, func, args)
     }
 
     /// What the loop has counted, and what is there now, by name; times are seconds. A histogram is

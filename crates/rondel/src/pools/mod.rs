@@ -2,6 +2,7 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
+//! | [`executing`] | `loop.run_in_executor()`: which pool is asked directly |
 //! | [`threads`] | ThreadPool: its queue, its workers' loop, its end |
 //! | [`thread_call`] | one call on its way: from the queue to a thread, and its outcome to who waits |
 //! | `processes` | ProcessPool: submitting, the pool's thread, a loop that collects answers itself |
@@ -9,6 +10,7 @@
 //! | `process_pickle` | pickling into messages and back |
 //! | `process_worker` | what a worker process runs |
 
+pub mod executing;
 #[cfg(target_os = "linux")]
 pub mod process_call;
 #[cfg(target_os = "linux")]

@@ -13,10 +13,13 @@ use std::cell::RefCell;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Weak};
 
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::exceptions::{PyAttributeError, PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple, PyWeakref, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{
+    PyDict, PyList, PyString, PyTuple, PyWeakref, PyWeakrefMethods, PyWeakrefReference,
+};
 use rondel_pool::processes::board::{Listener, Stage};
 use rondel_pool::processes::frame::{Buffer, Kind, Message};
 use rondel_pool::processes::parent::{self, Cause, News, Parent};
@@ -28,8 +31,10 @@ use super::process_call::{self, Call, Target};
 use super::process_pickle::Coders;
 use crate::errors::{exception, os_error};
 use crate::event_loop::Loop;
+use crate::event_loop::debug::thread_ident;
 use crate::ffi::confined::Confined;
 use crate::ffi::shared_buffer::{Piece, SharedBuffer};
+use crate::transport::gathering::Announcer;
 
 /// Workers that may be killed in a row before they have taken a call.
 const STILLBORN: u32 = 5;
@@ -42,6 +47,14 @@ pub struct Core {
     generation: u32,
     ear: Confined<RefCell<Option<Ear>>>,
     fate: Confined<RefCell<Fate>>,
+}
+
+impl Announcer for Core {
+    fn announce(&self) {
+        if self.is_own_process() {
+            self.parent.announce();
+        }
+    }
 }
 
 /// The loop that collects answers itself.
@@ -100,14 +113,16 @@ impl Core {
         self.parent.signal_all(libc::SIGKILL);
     }
 
-    /// Pickles a call and submits it. An error of pickling is the call's.
+    /// Pickles a call and submits it. An error of pickling is the call's. `collector` is the loop that
+    /// collects its answer, if one does.
     fn submit(
         self: &Arc<Self>,
         call: &Bound<'_, Call>,
         function: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
-        (limit, by_loop): (Option<f64>, bool),
+        limit: Option<f64>,
+        collector: Option<&Bound<'_, Loop>>,
     ) -> PyResult<()> {
         let py = call.py();
         let tuple = match kwargs {
@@ -127,7 +142,16 @@ impl Core {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let limit = limit.map(|seconds| (seconds.max(0.0) * 1e9) as u64);
         let target = call.clone().unbind();
-        let (id, spent) = self.parent.submit(parent::Call { target, message, limit, by_loop });
+        let loop_state = collector.map(|event_loop| event_loop.get().state(py));
+        let by_loop = loop_state.is_some();
+        let running = loop_state.filter(|state| state.thread_id.get() == Some(thread_ident()));
+        let gathers = running.is_some();
+        let submitted =
+            self.parent.submit(parent::Call { target, message, limit, by_loop, gathers });
+        let (id, spent, is_owed) = submitted;
+        if let Some(state) = running.filter(|_| is_owed) {
+            state.gathered.add_pool(self.clone());
+        }
         call.get().set_place(py, self, id);
         drop(spent);
         Ok(())
@@ -167,6 +191,37 @@ impl Core {
             }
         }
     }
+}
+
+/// `rondel.ProcessPool` and its `submit`, once there is such a class.
+static FRONT: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
+
+/// The class that users have, and its `submit`; None while it is not imported.
+pub fn front(py: Python<'_>) -> Option<(&Py<PyAny>, &Py<PyAny>)> {
+    FRONT.get(py).map(|(class, submit)| (class, submit))
+}
+
+/// `loop.run_in_executor()` of a pool with these attributes.
+pub fn run_of<'py>(
+    pool: &Bound<'py, PyAny>,
+    attributes: &Bound<'py, PyDict>,
+    event_loop: &Bound<'py, Loop>,
+    function: &Bound<'py, PyAny>,
+    args: &Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = pool.py();
+    let attribute = |name: &Bound<'py, PyString>| {
+        let found = attributes.get_item(name)?;
+        found.ok_or_else(|| PyAttributeError::new_err(name.clone().unbind()))
+    };
+    let native = attribute(intern!(py, "_native"))?.cast_into::<ProcessPool>()?;
+    let limit = attribute(intern!(py, "_limit"))?.extract()?;
+    let kills = attribute(intern!(py, "_kills"))?.is_truthy()?;
+    let future = native.get().run_for(event_loop, function, args, limit, kills)?;
+    if attribute(intern!(py, "_thread"))?.is_none() {
+        pool.call_method0(intern!(py, "_start_thread"))?;
+    }
+    Ok(future)
 }
 
 /// What stands in the loop's table of sources.
@@ -227,7 +282,7 @@ impl ProcessPool {
         let py = future.py();
         self.core.check_open(py)?;
         let call = Bound::new(py, Call::new(Target::Concurrent(future.clone().unbind()), kills))?;
-        self.core.submit(&call, function, args, Some(kwargs), (limit, false))?;
+        self.core.submit(&call, function, args, Some(kwargs), limit, None)?;
         Ok(call)
     }
 
@@ -248,8 +303,18 @@ impl ProcessPool {
         let target = Target::Loop(event_loop.clone().unbind(), future.clone().unbind());
         let call = Bound::new(py, Call::new(target, kills))?;
         future.call_method1(intern!(py, "add_done_callback"), (&call,))?;
-        self.core.submit(&call, function, args, None, (limit, listens))?;
+        self.core.submit(&call, function, args, None, limit, listens.then_some(event_loop))?;
         Ok(future)
+    }
+
+    /// Calls of `loop.run_in_executor()` in objects of this class may go past its `submit`.
+    #[staticmethod]
+    #[pyo3(signature = (class, /))]
+    fn set_front(py: Python<'_>, class: &Bound<'_, PyAny>) -> PyResult<()> {
+        let submit = class.getattr(intern!(py, "submit"))?.unbind();
+        // A second time only where somebody has imported the module anew.
+        let _ = FRONT.set(py, (class.clone().unbind(), submit));
+        Ok(())
     }
 
     /// The descriptors that a worker inherits.

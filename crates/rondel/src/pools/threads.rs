@@ -238,52 +238,8 @@ impl Drop for ThreadPool {
     }
 }
 
-/// `loop.run_in_executor()`. Calls in a thread pool of ours stay native; the others are Python's.
-pub fn run_in_executor<'py>(
-    event_loop: &Bound<'py, Loop>,
-    executor: &Bound<'py, PyAny>,
-    function: &Bound<'py, PyAny>,
-    args: Bound<'py, PyTuple>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let py = event_loop.py();
-    let state = event_loop.get().state(py);
-    state.check_closed()?;
-    if !state.debug.get()
-        && let Some(pool) = own_pool(event_loop, executor)?
-    {
-        let function = function.clone().unbind();
-        let work = Work { function, args: args.unbind(), kwargs: None, context: None };
-        return run_for(&pool, event_loop, work);
-    }
-    event_loop.call_method1(intern!(py, "_run_in_executor"), (executor, function, args))
-}
-
-/// The executor, if it is one of ours just as it was made: a subclass, or a program that has put
-/// something else in the place of `submit`, is asked through that.
-fn own_pool<'py>(
-    event_loop: &Bound<'py, Loop>,
-    executor: &Bound<'py, PyAny>,
-) -> PyResult<Option<Bound<'py, ThreadPool>>> {
-    let py = event_loop.py();
-    let executor = if executor.is_none() {
-        if event_loop.getattr(intern!(py, "_executor_shutdown_called"))?.is_truthy()? {
-            return Ok(None);
-        }
-        event_loop.getattr(intern!(py, "_default_executor"))?
-    } else {
-        executor.clone()
-    };
-    if !executor.get_type().is(imports::thread_pool(py)?) {
-        return Ok(None);
-    }
-    let attributes = executor.getattr(intern!(py, "__dict__"))?;
-    if attributes.contains(intern!(py, "submit"))? {
-        return Ok(None);
-    }
-    Ok(Some(executor.cast_into()?))
-}
-
-fn run_for<'py>(
+/// Schedules a call whose outcome is a future of the loop.
+pub fn run_for<'py>(
     pool: &Bound<'py, ThreadPool>,
     event_loop: &Bound<'py, Loop>,
     work: Work,

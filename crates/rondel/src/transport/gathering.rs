@@ -1,4 +1,4 @@
-//! Writes that leave together.
+//! Writes that leave together, and calls to worker processes of which the workers hear together.
 //!
 //! On a busy loop a small write is not sent at once: it waits for the end of the turn's phase (its
 //! callbacks, its events, its timers). What one connection wrote meanwhile then leaves in one system
@@ -13,6 +13,7 @@
 //! once the oldest entry is [`LONGEST`] old.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use rondel_reactor::clock;
@@ -23,10 +24,17 @@ use super::writing;
 /// Nanoseconds after which gathered writes leave at the end of the callback.
 const LONGEST: u64 = 1_000_000;
 
-/// The transports that have something to send.
+/// Who has taken calls and is to tell the workers of them.
+pub trait Announcer: Send + Sync {
+    /// Tells them.
+    fn announce(&self);
+}
+
+/// The transports that have something to send, and the pools that have calls.
 #[derive(Default)]
 pub struct Gathered {
     transports: RefCell<Vec<Py<SocketTransport>>>,
+    pools: RefCell<Vec<Arc<dyn Announcer>>>,
     /// There are some: asked after each callback.
     waiting: Cell<bool>,
     /// When the first of them was noticed, in nanoseconds; 0 when that has not happened yet.
@@ -42,6 +50,18 @@ impl Gathered {
     pub fn add(&self, transport: &Bound<'_, SocketTransport>) {
         self.transports.borrow_mut().push(transport.clone().unbind());
         self.waiting.set(true);
+    }
+
+    /// Puts a pool onto the list, which has owed an announcement from now on.
+    pub fn add_pool(&self, pool: Arc<dyn Announcer>) {
+        self.pools.borrow_mut().push(pool);
+        self.waiting.set(true);
+    }
+
+    fn announce(&self) {
+        for pool in self.pools.take() {
+            pool.announce();
+        }
     }
 
     /// Whether nothing waits here.
@@ -81,6 +101,7 @@ impl Gathered {
         self.since.set(0);
         // A flush can make a protocol write again, to this transport or another.
         while self.waiting.replace(false) {
+            self.announce();
             let mut round = self.transports.replace(self.spare.take());
             for transport in round.drain(..) {
                 writing::flush_gathered(transport.bind(py));
@@ -102,6 +123,7 @@ impl Gathered {
     /// Forgets everything: the loop is closed.
     pub fn clear(&self) {
         self.waiting.set(false);
+        self.announce();
         drop(self.transports.take());
     }
 }

@@ -43,10 +43,10 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         drop(state);
         self.accounts.bury(berth);
         // It may have been woken for a call that it did not come to claim.
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         self.board().forget_sleeper(berth);
         if self.board().has_work() {
-            self.wake_worker(&state);
+            self.wake_worker(&mut state);
         }
         drop(state);
         Lost { failed, stage }

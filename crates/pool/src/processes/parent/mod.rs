@@ -38,6 +38,9 @@ use super::process::Process;
 /// Messages with more bytes to copy than this are placed by the pool's thread.
 const LIGHT: usize = 64 << 10;
 
+/// So many calls are put onto the board at most before a worker is woken for them.
+const MOST_UNANNOUNCED: u32 = 64;
+
 /// A call to submit.
 #[derive(Debug)]
 pub struct Call<T, B> {
@@ -49,6 +52,10 @@ pub struct Call<T, B> {
     pub limit: Option<u64>,
     /// Whether an event loop collects its answer rather than the pool's thread.
     pub by_loop: bool,
+    /// Whether whoever submits it calls [`Parent::announce`] in a moment, when told to: if there are
+    /// more calls than workers anyway, no worker is woken for it before. Waking one for each of many
+    /// short calls costs more than the calls.
+    pub gathers: bool,
 }
 
 /// Why a call has no answer.
@@ -166,6 +173,9 @@ struct State<T, B> {
     alarm: Option<u64>,
     closing: bool,
     stopped: bool,
+    /// What is put onto the board now is announced later; calls of which that is true.
+    quiet: bool,
+    unannounced: u32,
 }
 
 impl<T, B> State<T, B> {
@@ -222,6 +232,8 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
                 alarm: None,
                 closing: false,
                 stopped: false,
+                quiet: false,
+                unannounced: 0,
             }),
             poller: Mutex::new(poller),
             registrar,
@@ -246,8 +258,9 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         self.board().bell(Listener::Thread).ring();
     }
 
-    /// Submits a call: returns its number, and its message when it is not needed any more.
-    pub fn submit(&self, call: Call<T, B>) -> (u64, Option<Message<B>>) {
+    /// Submits a call: returns its number, its message when it is not needed any more, and whether
+    /// [`Parent::announce`] is to be called, which it is not for each call of many.
+    pub fn submit(&self, call: Call<T, B>) -> (u64, Option<Message<B>>, bool) {
         let mut state = lock(&self.state);
         let id = state.next_id;
         state.next_id += 1;
@@ -268,11 +281,16 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         let mut spent = Vec::new();
         let mut refused = Vec::new();
         let direct = state.pending.is_empty() && call.message.weight() <= LIGHT;
+        let alive = state.berths.iter().flatten().count();
+        let before = state.unannounced;
+        state.quiet =
+            call.gathers && before < MOST_UNANNOUNCED && state.outstanding() > state.berths.len();
         state.pending.insert(id, call);
         if direct {
             self.publish_light(&mut state, &mut spent, &mut refused);
         }
-        let alive = state.berths.iter().flatten().count();
+        state.quiet = false;
+        let is_owed = before == 0 && state.unannounced > 0;
         let short = alive < state.berths.len() && alive < state.outstanding();
         let wants_thread = hurry || short || !state.pending.is_empty() || !refused.is_empty();
         // What could not be placed just now goes back; the pool's thread reports it.
@@ -283,7 +301,15 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         if wants_thread {
             self.ring();
         }
-        (id, spent.pop())
+        (id, spent.pop(), is_owed)
+    }
+
+    /// Has a worker look at what was submitted without waking one.
+    pub fn announce(&self) {
+        let mut state = lock(&self.state);
+        if state.unannounced > 0 {
+            self.wake_worker(&mut state);
+        }
     }
 
     /// Puts waiting calls onto the board until it is full or a large one comes.
@@ -327,16 +353,21 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
                 self.accounts.ledger().hold(*block);
             }
         }
-        let Call { target, message, limit, by_loop } = call;
+        let Call { target, message, limit, by_loop, gathers: _ } = call;
         state.limited += usize::from(limit.is_some());
         state.slots[slot] = Some(InFlight { id, target, limit, by_loop, sent, cause: Cause::Died });
         self.board().publish(slot);
-        self.wake_worker(state);
+        if state.quiet {
+            state.unannounced += 1;
+        } else {
+            self.wake_worker(state);
+        }
         message
     }
 
     /// Sees to it that a worker looks at what was published. With the lock held.
-    fn wake_worker(&self, state: &State<T, B>) {
+    fn wake_worker(&self, state: &mut State<T, B>) {
+        state.unannounced = 0;
         let present =
             |berth: &usize| matches!(state.berths[*berth], Some(Occupant::Present { .. }));
         self.board().wake_one((0..state.berths.len()).filter(present));
@@ -451,6 +482,7 @@ impl<T: Send, B: AsRef<[u8]> + Send> Parent<T, B> {
         state.closing = true;
         self.board().set_listener(Listener::Thread);
         drop(state);
+        self.announce();
         self.ring();
     }
 
