@@ -94,6 +94,8 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
         self._initializer: Callable[..., Any] | None = initializer
         self._initargs = initargs
         self._started: set[threading.Thread] = set()
+        # Held while a thread starts: one that has not cannot be joined.
+        self._starting = threading.RLock()
         self._work_queue = _Queue(self)  # type: ignore[assignment]
         _pools.add(self)
 
@@ -108,16 +110,17 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
             target=self._work,
             args=(worker, self._initializer, self._initargs),
         )
-        self._started = self._threads  # without those that have ended
-        self._started.add(thread)
-        _all_threads.add(thread)
-        try:
-            thread.start()
-        except RuntimeError:
-            self._started.discard(thread)
-            _all_threads.discard(thread)
-            worker.dismiss()
-            raise
+        with self._starting:
+            self._started = self._threads  # without those that have ended
+            self._started.add(thread)
+            _all_threads.add(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._started.discard(thread)
+                _all_threads.discard(thread)
+                worker.dismiss()
+                raise
 
     @staticmethod
     def _work(
@@ -137,7 +140,9 @@ class ThreadPool(_rondel.ThreadPool, ThreadPoolExecutor):
         """
         self._close(cancel_futures)
         if wait:
-            for thread in list(self._started):
+            with self._starting:
+                threads = list(self._started)
+            for thread in threads:
                 thread.join()
 
 
@@ -173,6 +178,7 @@ def _after_fork() -> None:
     for pool in list(_pools):
         pool._after_fork()
         pool._started = set()
+        pool._starting = threading.RLock()
 
 
 # Called just before the interpreter joins all threads.
