@@ -15,6 +15,11 @@ BASELINE = "baseline"
 PEERS = ("asyncio", "uvloop", "rloop", "blazio", "zuvloop", "rsloop")
 #: The servers in Rust of ``loadgen bare``: no loop, no Python.
 BARE = "bare"
+#: Pools of processes, by the name of their package.
+STDLIB_POOL = "ProcessPoolExecutor"
+POOLS = (STDLIB_POOL, "pebble", "loky", "mpire")
+#: What others' figures are compared with, or compare with themselves.
+NO_PEERS = (OURS, BASELINE, BARE)
 
 
 def factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

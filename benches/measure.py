@@ -27,6 +27,7 @@ START_TIMEOUT = 15.0
 #: Beyond the measured time, for connecting and for slow loops.
 GRACE = 30.0
 MICRO_TIMEOUT = 40.0
+POOL_TIMEOUT = 120.0
 PR_SET_PDEATHSIG = 1
 #: Descriptors that a server needs beside one for each connection.
 SPARE_FILES = 200
@@ -156,7 +157,8 @@ class Bench:
 
     def micro(self, row: Row, loop: str) -> Sample:
         with contextlib.ExitStack() as stack:
-            arguments = [row.name, "--loop", loop]
+            is_pool = row.how is How.POOL
+            arguments = [row.name, "--pool" if is_pool else "--loop", loop]
             if self.passes is not None:
                 arguments += ["--passes", str(self.passes)]
             if row.peer:
@@ -167,9 +169,9 @@ class Bench:
                 arguments += ["--peer", first_line(peer, errors)["address"]]
             single = row.how in (How.MICRO, How.CLIENT)
             cores = {self.cores.server} if single else self.cores.all
-            command = self.python("micro.py", *arguments)
+            command = self.python("pools.py" if is_pool else "micro.py", *arguments)
             child, errors = stack.enter_context(self.process(command, cores, loop))
-            found = last_line(child, errors, MICRO_TIMEOUT)
+            found = last_line(child, errors, POOL_TIMEOUT if is_pool else MICRO_TIMEOUT)
         # For idle_cpu an "operation" is a second of waiting.
         value = found["ns"] / 1e9 if row.how is How.IDLE else found["ns"]
         return Sample(value, {"cpu_ns": found["cpu_ns"], "loop": found["loop"]})

@@ -114,7 +114,9 @@ def prepare(
         state.requirements = digest
         state.write()
     for name in wanted:
-        if name in (*loops.PEERS[1:],) and (refresh or name not in {*state.peers, *state.missing}):
+        if name in (*loops.PEERS[1:], *loops.POOLS[1:]) and (
+            refresh or name not in {*state.peers, *state.missing}
+        ):
             install_peer(python, name, about, state)
             state.write()
     environment = Environment(python, about, {}, dict(state.missing))
@@ -133,7 +135,7 @@ def prepare(
         environment.variables[loops.BASELINE] = {"PYTHONPATH": str(place)}
         environment.versions[loops.BASELINE] = baseline.name
     listed = json.loads(pip(python, "list", "--format=json", what="listing packages"))
-    interesting = {*loops.PEERS, loops.OURS, *required()}
+    interesting = {*loops.PEERS, *loops.POOLS, loops.OURS, *required()}
     for package in listed:
         if package["name"] in interesting:
             environment.versions[package["name"]] = package["version"]

@@ -84,31 +84,38 @@ def ratio_cell(found: summary.Spread | None) -> str:
 def measured(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows for which at least one loop has a figure."""
     for row in results["rows"]:
-        if any(summary.spread(row, name) for name in results["loops"]):
+        if any(summary.spread(row, name) for name in row["loops"]):
             yield row
 
 
-def ratios(results: dict[str, Any]) -> list[tuple[str, str]]:
+def columns(rows: list[dict[str, Any]]) -> list[str]:
+    """The loops, or pools, that the rows were measured for."""
+    return list(dict.fromkeys(name for row in rows for name in row["loops"]))
+
+
+def ratios(names: list[str]) -> list[tuple[str, str]]:
     """The ratio columns: heading, and the loop that rondel is divided by ("" for the best peer)."""
-    names = results["loops"]
     if loops.OURS not in names:
         return []
-    found = [("÷ best", "")] if any(name in names for name in loops.PEERS) else []
-    others = ("uvloop", loops.BARE, loops.BASELINE)
+    found = [("÷ best", "")] if any(name not in loops.NO_PEERS for name in names) else []
+    others = ("uvloop", loops.STDLIB_POOL, loops.BARE, loops.BASELINE)
     return found + [(f"÷ {name}", name) for name in others if name in names]
 
 
-def line(row: dict[str, Any], results: dict[str, Any]) -> list[str]:
-    cells = [row["label"], *(cell(row, name) for name in results["loops"])]
-    for _, other in ratios(results):
+def line(row: dict[str, Any], names: list[str]) -> list[str]:
+    cells = [row["label"], *(cell(row, name) for name in names)]
+    for _, other in ratios(names):
         divisor = other or summary.best_peer(row)
         text = ratio_cell(summary.ratio(row, loops.OURS, divisor) if divisor else None)
         cells.append(f"{text} {divisor}" if not other and text != NONE else text)
     return cells
 
 
-def heading(results: dict[str, Any]) -> list[str]:
-    return ["", *results["loops"], *(title for title, _ in ratios(results))]
+def table_of(rows: list[dict[str, Any]], title: str = "") -> list[list[str]]:
+    """The rows of a group, and a heading above them."""
+    names = columns(rows)
+    head = [title, *names, *(title for title, _ in ratios(names))]
+    return [head, *(line(row, names) for row in rows)]
 
 
 def groups(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -170,9 +177,7 @@ def text(results: dict[str, Any]) -> str:
     """The run for a terminal."""
     parts = [f"Python {results['python']['version']}, {results['rounds']} rounds; lower is better"]
     for group, rows in groups(results).items():
-        table = [heading(results), *(line(row, results) for row in rows)]
-        table[0][0] = group
-        parts.append(aligned(table))
+        parts.append(aligned(table_of(rows, group)))
     why = reasons(results)
     if why:
         parts.append("\n".join(why))
@@ -232,8 +237,8 @@ def section(results: dict[str, Any]) -> str:
     names = results["loops"]
     found = groups(results)
     for group, rows in found.items():
-        table = [heading(results), *(line(row, results) for row in rows)]
-        parts += [f"### {group}", markdown(table)]
+        parts += [f"### {group}", markdown(table_of(rows))]
+    names = [name for name in names if name not in loops.POOLS]
     served = [row for row in measured(results) if row["how"] == "server"]
     if served:
         parts.append("### Rate and latency: requests per second, p50 and p99 in µs")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import loops
+
 
 class How(Enum):
     """What a measurement starts, and which of its figures is the row's."""
@@ -19,6 +21,8 @@ class How(Enum):
     SERVER = "server"
     #: A server with silent connections; resident bytes per connection.
     HOLD = "hold"
+    #: One process and its worker processes, all cores; wall time per call.
+    POOL = "pool"
     #: One process that waits; CPU time per second.
     IDLE = "idle"
 
@@ -41,10 +45,17 @@ class Row:
     path: str = ""
     #: The transport of the bare server that a MICRO or CLIENT row connects to.
     peer: str = ""
+    #: For POOL: whether the machine's own price can be measured, too.
+    bare: bool = False
 
     @property
     def has_bare(self) -> bool:
-        return self.how in (How.SERVER, How.HOLD)
+        return self.bare or self.how in (How.SERVER, How.HOLD)
+
+    def between(self, names: list[str]) -> list[str]:
+        """Those of the names that the row is measured for: loops, or pools."""
+        peers = loops.POOLS if self.how is How.POOL else loops.PEERS
+        return [name for name in names if name in (*peers, *loops.NO_PEERS)]
 
     @property
     def unit(self) -> str:
@@ -55,6 +66,7 @@ class Row:
 SCHEDULING = "Scheduling"
 TASKS = "Tasks, futures and synchronisation"
 SYSTEM = "Threads, names, connections, processes"
+POOLS = "Processes (rondel.ProcessPool beside other pools)"
 STREAMS = "Streams in one process"
 FILES = "Files (rondel.files; aiofiles on the other loops)"
 ECHO = "Echo servers"
@@ -171,7 +183,17 @@ IDLE_ROWS = [
     Row("idle_cpu", IDLE, "CPU of an idle server, per second", How.IDLE),
 ]
 
-ALL = [*MICRO_ROWS, *echo_rows(), *HTTP_ROWS, *IDLE_ROWS]
+POOL_ROWS = [
+    Row("pool_start", POOLS, "4 workers: start to first result", How.POOL, quick=False),
+    Row("pool_one", POOLS, "await a no-op, one at a time", How.POOL, bare=True),
+    Row("pool_gathered", POOLS, "1,000 no-ops gathered, each", How.POOL),
+    Row("pool_bytes", POOLS, "64 MiB of bytes to a worker", How.POOL, quick=False, bare=True),
+    Row("pool_array", POOLS, "64 MiB NumPy array to a worker", How.POOL, quick=False, bare=True),
+    Row("pool_returned", POOLS, "64 MiB NumPy array back", How.POOL, quick=False, bare=True),
+    Row("pool_shared", POOLS, "64 MiB NumPy array in shared memory", How.POOL, quick=False),
+]
+
+ALL = [*MICRO_ROWS, *POOL_ROWS, *echo_rows(), *HTTP_ROWS, *IDLE_ROWS]
 NAMES = [row.name for row in ALL]
 
 

@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
 
 
 def wanted_loops(options: argparse.Namespace) -> list[str]:
-    known = [*loops.PEERS, loops.OURS, loops.BARE]
+    known = [*loops.PEERS, *loops.POOLS, loops.OURS, loops.BARE]
     chosen = [name.strip() for name in options.loops.split(",") if name.strip()] or known
     for name in chosen:
         if name not in known:
@@ -126,9 +126,10 @@ class Run:
 
     def row(self, row: Row, number: int, count: int) -> None:
         # Each round begins with another loop, so that none always has the same neighbour.
-        turn = number % len(self.names)
+        names = row.between(self.names)
+        turn = number % len(names) if names else 0
         told: dict[str, str] = {}
-        for name in [*self.names[turn:], *self.names[:turn]]:
+        for name in [*names[turn:], *names[:turn]]:
             if (row.name, name) in self.given_up or (name == loops.BARE and not row.has_bare):
                 continue
             try:
@@ -142,14 +143,14 @@ class Run:
             told[name] = report.figure(sample.value, row.unit)
             found = self.samples.setdefault(row.name, {}).setdefault(name, [])
             found.append({"round": number, "value": sample.value, **sample.extra})
-        line = ", ".join(f"{name} {told[name]}" for name in self.names if name in told)
+        line = ", ".join(f"{name} {told[name]}" for name in names if name in told)
         tell(f"[{number + 1}/{count}] {row.label}: {line}")
 
     def result(self, row: Row) -> dict[str, Any]:
         samples = self.samples.get(row.name, {})
         failures = self.failures.get(row.name, {})
         found: dict[str, Any] = {}
-        for name in self.names:
+        for name in row.between(self.names):
             if name in samples:
                 found[name] = {"samples": samples[name], "failures": failures.get(name, [])}
             elif name in failures:

@@ -57,7 +57,7 @@ def ratio(row: dict[str, Any], loop: str, other: str) -> Spread | None:
 
 def best_peer(row: dict[str, Any]) -> str | None:
     """The peer with the lowest median."""
-    found = {name: spread(row, name) for name in loops.PEERS}
+    found = {name: spread(row, name) for name in row["loops"] if name not in loops.NO_PEERS}
     medians = {name: figure.median for name, figure in found.items() if figure is not None}
     return min(medians, key=lambda name: medians[name]) if medians else None
 
