@@ -40,6 +40,10 @@ METHOD = """\
   protocol cost. It makes one system call per read and write and has no use for what a loop offers.
 - Rows of one process are wall time per operation, pinned to one core; those that use threads or
   processes have all cores. The aiohttp client's row is its CPU time per request.
+- Rows of process pools: each pool in a process of its own, with as many workers as there are cores
+  (the start: four), started by spawn, all on the same cores; awaited on the loop that suits it,
+  rondel's on rondel's, the others on asyncio's. `bare` is one byte through two pipes and back, or a
+  copy of 64 MiB into warm memory. What bounds rondel's is told in [Processes](options/processes.md).
 - rondel is a release wheel, installed like the peers. The peers are the newest releases that have a
   wheel for the interpreter. Each loop is made as its documentation says; rondel with
   `rondel.install()`.
