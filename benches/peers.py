@@ -137,8 +137,10 @@ def prepare(
     listed = json.loads(pip(python, "list", "--format=json", what="listing packages"))
     interesting = {*loops.PEERS, *loops.POOLS, loops.OURS, *required()}
     for package in listed:
-        if package["name"] in interesting:
-            environment.versions[package["name"]] = package["version"]
+        name = package["name"]
+        found = next((known for known in interesting if known.lower() == name.lower()), None)
+        if found is not None:
+            environment.versions[found] = package["version"]
     environment.versions["asyncio"] = about["version"]
     return environment
 

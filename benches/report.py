@@ -43,7 +43,7 @@ METHOD = """\
 - Rows of process pools: each pool in a process of its own, with as many workers as there are cores
   (the start: four), started by spawn, all on the same cores; awaited on the loop that suits it,
   rondel's on rondel's, the others on asyncio's. `bare` is one byte through two pipes and back, or a
-  copy of 64 MiB into warm memory. What bounds rondel's is told in [Processes](options/processes.md).
+  copy of 64 MiB into warm memory. What bounds rondel's is told above.
 - rondel is a release wheel, installed like the peers. The peers are the newest releases that have a
   wheel for the interpreter. Each loop is made as its documentation says; rondel with
   `rondel.install()`.
@@ -235,6 +235,8 @@ def memory(row: dict[str, Any], loop: str) -> str:
 
 def section(results: dict[str, Any]) -> str:
     kind = "quick run" if results["quick"] else "full run"
+    if len(groups(results)) == 1:
+        kind = next(iter(groups(results)))
     parts = [f"## Python {results['python']['version']}, {kind}", machine(results)]
     if verdicts(results):
         parts.append(verdicts(results))
@@ -271,7 +273,8 @@ def write_docs(paths: list[Path], python: Path) -> None:
     method = METHOD.format(quartiles=summary.QUARTILES_FROM)
     DOCS.mkdir(exist_ok=True)
     path = DOCS / "performance.md"
-    path.write_text("\n\n".join([intro, *(section(run) for run in runs), method]))
+    bounds = (HERE / "bounds.md").read_text()
+    path.write_text("\n\n".join([intro, *(section(run) for run in runs), bounds, method]))
     print(f"written: {path}", file=sys.stderr)
     plots = [DOCS / "performance.svg", DOCS / "performance.png"]
     command = [python, HERE / "plot.py", paths[0], *plots]
