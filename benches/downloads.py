@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--rondel", default=str(Path(sys.executable).with_name("rondel")))
     parser.add_argument("--docs", action="store_true", help="put it into docs/performance.md")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="rondel-downloads-", dir=options.folder) as name:
         folder = Path(name)
         generator = random.Random(0)
@@ -207,10 +208,10 @@ def main() -> None:
             server.wait()
     print(table)
     if options.docs:
-        report.write_downloads(section(table, options.rounds, options.rondel))
+        report.write_downloads(section(table, options.rounds, options.rondel, load))
 
 
-def section(table: str, rounds: int, rondel: str) -> str:
+def section(table: str, rounds: int, rondel: str, load: float) -> str:
     """The table with what it was measured on."""
 
     def version(*command: str) -> str:
@@ -226,7 +227,8 @@ def section(table: str, rounds: int, rondel: str) -> str:
     return (
         f"## Downloads\n\nFiles from nginx on loopback to the disk, by whole processes, in turn: "
         f"median of {rounds} rounds with half the range; peak of resident memory. {now}, "
-        f"{os.cpu_count()} cores; {used}. `python benches/downloads.py --docs` repeats it.\n\n"
+        f"{os.cpu_count()} cores, load average {load:.1f} before (wall times tell little where it is "
+        f"not near 0); {used}. `python benches/downloads.py --docs` repeats it.\n\n"
         f"{table}"
     )
 
