@@ -227,8 +227,8 @@ def section(table: str, rounds: int, rondel: str, load: float) -> str:
     return (
         f"## Downloads\n\nFiles from nginx on loopback to the disk, by whole processes, in turn: "
         f"median of {rounds} rounds with half the range; peak of resident memory. {now}, "
-        f"{os.cpu_count()} cores, load average {load:.1f} before (wall times tell little where it is "
-        f"not near 0); {used}. `python benches/downloads.py --docs` repeats it.\n\n"
+        f"{os.cpu_count()} cores, load average {load:.1f} before (wall times tell little where it "
+        f"is not near 0); {used}. `python benches/downloads.py --docs` repeats it.\n\n"
         f"{table}"
     )
 
