@@ -1,4 +1,6 @@
-"""`rondel get` beside curl and aria2c: the same files from nginx on loopback, in turn, in one run.
+"""`rondel get` beside curl, aria2c, and programs with aiohttp and rondel.http.
+
+The same files come from nginx on loopback, in turn, in one run.
 
     python benches/downloads.py                       # the rondel beside this interpreter
     python benches/downloads.py --rounds 9 --folder /dev/shm --rondel .venv/bin/rondel
@@ -11,7 +13,10 @@ of all rounds, with the spread. Every file is compared with what was served.
 from __future__ import annotations
 
 import argparse
+import datetime
 import filecmp
+import importlib.metadata
+import importlib.util
 import os
 import random
 import shutil
@@ -26,6 +31,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
+
+import report
 
 CONFIGURATION = """
 {user}
@@ -62,7 +69,9 @@ ROWS = (
     Row("medium", "200 × 1 MiB", 200, 1 << 20),
     Row("large", "1 × 1 GiB", 1, 1 << 30),
 )
-#: Files at a time, for all programs.
+EXAMPLES = Path(__file__).parent.parent / "examples"
+#: Files at a time, for the commands; the programs start all, and the clients in them have 100
+#: connections.
 AT_A_TIME = 16
 
 
@@ -108,8 +117,21 @@ def programs(rondel: str) -> dict[str, Callable[[Path, list[str]], list[str]]]:
         (folder / "list").write_text("\n".join(urls))
         return ["aria2c", "-q", "-j", str(AT_A_TIME), "-i", str(folder / "list")]
 
-    found = {"rondel get": ours, "curl -Z": curl, "aria2c": aria2}
-    return {name: make for name, make in found.items() if shutil.which(make(Path("/tmp"), [])[0])}
+    def example(*arguments: str) -> Callable[[Path, list[str]], list[str]]:
+        name, *options = arguments
+        command = [sys.executable, str(EXAMPLES / name), *options]
+        return lambda _, urls: [*command, *urls]
+
+    found = {"rondel get": ours}
+    if shutil.which("curl"):
+        found["curl -Z"] = curl
+    if shutil.which("aria2c"):
+        found["aria2c"] = aria2
+    if importlib.util.find_spec("aiohttp"):
+        found["aiohttp on asyncio"] = example("download.py", "--loop", "asyncio")
+        found["aiohttp on rondel"] = example("download.py", "--loop", "rondel")
+        found["rondel.http"] = example("download_native.py")
+    return found
 
 
 def serve(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -165,7 +187,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where files are served from and written to")
     parser.add_argument("--rondel", default=str(Path(sys.executable).with_name("rondel")))
+    parser.add_argument("--docs", action="store_true", help="put it into docs/performance.md")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="rondel-downloads-", dir=options.folder) as name:
         folder = Path(name)
         generator = random.Random(0)
@@ -178,13 +202,38 @@ def main() -> None:
         os.sync()
         server, url = serve(folder)
         try:
-            run(folder, url, options.rondel, options.rounds)
+            table = run(folder, url, options.rondel, options.rounds)
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait()
+    print(table)
+    if options.docs:
+        report.write_downloads(section(table, options.rounds, options.rondel, load))
 
 
-def run(folder: Path, url: str, rondel: str, rounds: int) -> None:
+def section(table: str, rounds: int, rondel: str, load: float) -> str:
+    """The table with what it was measured on."""
+
+    def version(*command: str) -> str:
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        return " ".join(told.stdout.split()[:3])
+
+    versions = [version(rondel, "get", "--version"), version("curl", "--version")]
+    versions += [version("aria2c", "--version"), f"Python {sys.version.split()[0]}"]
+    if importlib.util.find_spec("aiohttp"):
+        versions.append(f"aiohttp {importlib.metadata.version('aiohttp')}")
+    used = ", ".join(text for text in versions if text)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return (
+        f"## Downloads\n\nFiles from nginx on loopback to the disk, by whole processes, in turn: "
+        f"median of {rounds} rounds with half the range; peak of resident memory. {now}, "
+        f"{os.cpu_count()} cores, load average {load:.1f} before (wall times tell little where it "
+        f"is not near 0); {used}. `python benches/downloads.py --docs` repeats it.\n\n"
+        f"{table}"
+    )
+
+
+def run(folder: Path, url: str, rondel: str, rounds: int) -> str:
     chosen = programs(rondel)
     table = {row: {name: Figures() for name in chosen} for row in ROWS}
     for number in range(rounds):
@@ -205,10 +254,11 @@ def run(folder: Path, url: str, rondel: str, rounds: int) -> None:
                     raise SystemExit(f"{name} did not bring what was served: {wrong}")
                 shutil.rmtree(target)
                 shutil.rmtree(lists)
-    print("| files | program | wall | CPU | peak memory |\n| --- | --- | ---: | ---: | ---: |")
+    lines = ["| files | program | wall | CPU | peak memory |", "| --- | --- | ---: | ---: | ---: |"]
     for row, by_name in table.items():
         for name, figures in by_name.items():
-            print(f"| {row.label} | {name} | {figures.cells()} |")
+            lines.append(f"| {row.label} | {name} | {figures.cells()} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -261,6 +261,29 @@ def section(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+#: The section that benches/downloads.py writes.
+DOWNLOADS = HERE / "results" / "downloads.md"
+
+
+def downloads() -> list[str]:
+    """The section about downloads, if it was measured."""
+    return [DOWNLOADS.read_text().strip()] if DOWNLOADS.exists() else []
+
+
+def write_downloads(text: str) -> None:
+    """Keep the section about downloads, and put it into docs/performance.md in place of the old."""
+    path = DOCS / "performance.md"
+    whole = path.read_text()
+    method = whole.index("## Method\n")
+    for old in downloads():
+        if old in whole:
+            whole = whole.replace(f"{old}\n\n", "")
+            method = whole.index("## Method\n")
+    DOWNLOADS.parent.mkdir(exist_ok=True)
+    DOWNLOADS.write_text(f"{text}\n")
+    path.write_text(f"{whole[:method]}{text}\n\n{whole[method:]}")
+
+
 def write_docs(paths: list[Path], python: Path) -> None:
     """docs/performance.md and its plots from the runs; the first one is drawn."""
     runs = [loads(path.read_text()) for path in paths]
@@ -274,7 +297,8 @@ def write_docs(paths: list[Path], python: Path) -> None:
     DOCS.mkdir(exist_ok=True)
     path = DOCS / "performance.md"
     bounds = (HERE / "bounds.md").read_text()
-    path.write_text("\n\n".join([intro, *(section(run) for run in runs), bounds, method]))
+    parts = [intro, *(section(run) for run in runs), *downloads(), bounds, method]
+    path.write_text("\n\n".join(parts))
     print(f"written: {path}", file=sys.stderr)
     plots = [DOCS / "performance.svg", DOCS / "performance.png"]
     command = [python, HERE / "plot.py", paths[0], *plots]

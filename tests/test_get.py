@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import HOST, unused_port
-from web import LIMIT, Nginx, command, environment, events, files, get
+from web import LIMIT, Nginx, environment, events, files, get, started
 
 pytestmark = pytest.mark.timeout(2 * LIMIT)
 
@@ -298,20 +298,13 @@ def test_stopped_in_the_middle_it_goes_on_from_there(
     nginx.file("large", content)
     url = f"{nginx.url}/slow/large"
     part = tmp_path / "large.rondel-part"
-    with subprocess.Popen(
-        command(url),
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
+    with started(url, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         wait_until(lambda: part.exists() and part.stat().st_size > 1_000_000)
         wait_until((tmp_path / "large.rondel-state").exists)
-        started = time.monotonic()
+        asked = time.monotonic()
         process.send_signal(number)
         assert process.wait(LIMIT) == -number
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - asked < 3
         assert process.stderr is not None
         assert ("interrupted" in process.stderr.read()) is (number != signal.SIGKILL)
     assert not (tmp_path / "large").exists()

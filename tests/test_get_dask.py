@@ -1,6 +1,5 @@
 """`rondel get --dask`: a list shared out to the workers of a cluster, one of which is killed."""
 
-import contextlib
 import hashlib
 import json
 import random
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from dask_cluster import Cluster, distributed, running
-from web import LIMIT, Nginx, command, environment, events, files, get
+from web import LIMIT, Nginx, events, files, get, started
 
 pytestmark = pytest.mark.timeout(3 * LIMIT)
 
@@ -72,23 +71,6 @@ def addresses(cluster: Cluster) -> dict[str, str]:
     return {worker["name"]: address for address, worker in workers.items()}
 
 
-@contextlib.contextmanager
-def started(*arguments: object, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
-    """`rondel get --json`, under way."""
-    with subprocess.Popen(
-        command("--json", *arguments),
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        env=environment(),
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def until(process: "subprocess.Popen[str]", event: str, worker: str = "") -> list[dict[str, Any]]:
     """Read events until that one, of that worker if one is named."""
     told: list[dict[str, Any]] = []
@@ -107,7 +89,7 @@ def test_a_worker_killed_in_the_midst(nginx: Nginx, tmp_path: Path) -> None:
     with running(tmp_path / "cluster") as cluster:
         workers = addresses(cluster)
         arguments = ("--dask", cluster.address, "-i", "list", "-o", "out", "-j", "2")
-        with started(*arguments, cwd=tmp_path) as process:
+        with started("--json", *arguments, cwd=tmp_path, stdout=subprocess.PIPE) as process:
             told = until(process, "done", workers["one"])
             # It has something to do when it is killed.
             told += until(process, "shard", workers["one"])
@@ -132,7 +114,7 @@ def test_an_interrupt_stops_the_workers(
     contents = serve(nginx, 12, 600_000)
     (tmp_path / "list").write_text("\n".join(f"{nginx.url}/slow/dask/{name}" for name in contents))
     arguments = ("--dask", cluster.address, "-i", "list", "-o", "out", "-j", "1")
-    with started(*arguments, cwd=tmp_path) as process:
+    with started("--json", *arguments, cwd=tmp_path, stdout=subprocess.PIPE) as process:
         until(process, "done")
         process.send_signal(signal.SIGINT)
         told = until(process, "summary")

@@ -265,6 +265,23 @@ def get(
     )
 
 
+@contextlib.contextmanager
+def started(*arguments: object, cwd: Path, **streams: int) -> Iterator["subprocess.Popen[str]"]:
+    """`rondel get` under way, which heeds SIGINT."""
+    with subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **streams,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def events(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     """The JSON events that `rondel get --json` printed."""
     return [json.loads(line) for line in result.stdout.splitlines()]
