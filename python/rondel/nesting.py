@@ -34,7 +34,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def check_room(frames: int = 25) -> None:
+def check_room(frames: int = 40) -> None:
     """Raise RecursionError now rather than half-way through putting things aside, or back."""
     if len(_thread.tasks) >= sys.getrecursionlimit() // 4:
         raise RecursionError(
@@ -51,7 +51,7 @@ class Aside:
     """
 
     def __init__(self) -> None:
-        check_room()
+        check_room(25)
         self._running = running = asyncio._get_running_loop()
         #: The task that is put aside, if any.
         self.task = None if running is None else asyncio.current_task(running)
