@@ -7,11 +7,15 @@ assertion that does not hold there says nothing about rondel.
 import asyncio
 import faulthandler
 import gc
+import importlib.util
 import os
+import pathlib
+import shutil
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -235,3 +239,20 @@ def anyio_run(loop_factory: LoopFactory) -> Callable[..., Any]:
         return result
 
     return runner
+
+
+@pytest.fixture(scope="session")
+def browser() -> ModuleType:
+    """examples/browser.py, where there is a browser for it."""
+    if not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        reason = "Chromium is missing (Debian: apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    example = pathlib.Path(__file__).parent.parent / "examples" / "browser.py"
+    spec = importlib.util.spec_from_file_location("browser", example)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,10 +1,6 @@
 """A real browser that Playwright drives: examples/browser.py, on both loops."""
 
 import asyncio
-import importlib.util
-import os
-import pathlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,40 +14,23 @@ from playwright.async_api import TimeoutError as NotFoundInTime
 Run = Callable[..., Any]
 pytestmark = pytest.mark.timeout(120)
 
-EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "browser.py"
 
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    if not (shutil.which("chromium") or shutil.which("chromium-browser")):
-        reason = "Chromium is missing (Debian: apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    spec = importlib.util.spec_from_file_location("browser", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_waiting_for_a_selector(run: Run, example: ModuleType) -> None:
+def test_waiting_for_a_selector(run: Run, browser: ModuleType) -> None:
     async def main() -> None:
-        async with example.chromium() as context:
-            text = await example.wait_for_heading(context, delay=300, timeout=5000)
+        async with browser.chromium() as context:
+            text = await browser.wait_for_heading(context, delay=300, timeout=5000)
             assert text == "Found"
             with pytest.raises(NotFoundInTime, match="Timeout 500ms exceeded"):
-                await example.wait_for_heading(context, delay=600_000, timeout=500)
+                await browser.wait_for_heading(context, delay=600_000, timeout=500)
 
     run(main, limit=100)
 
 
-def test_pages_side_by_side_and_their_scripts(run: Run, example: ModuleType) -> None:
+def test_pages_side_by_side_and_their_scripts(run: Run, browser: ModuleType) -> None:
     async def main() -> None:
-        async with example.chromium() as context:
+        async with browser.chromium() as context:
             texts = await asyncio.gather(
-                *(example.wait_for_heading(context, delay=200, timeout=30_000) for _ in range(4))
+                *(browser.wait_for_heading(context, delay=200, timeout=30_000) for _ in range(4))
             )
             assert texts == ["Found"] * 4
             page = await context.new_page()
@@ -65,9 +44,9 @@ def test_pages_side_by_side_and_their_scripts(run: Run, example: ModuleType) -> 
     run(main, limit=100)
 
 
-def test_the_example_as_a_program(example: ModuleType) -> None:
+def test_the_example_as_a_program(browser: ModuleType) -> None:
     told = subprocess.run(
-        [sys.executable, example.__file__ or ""],
+        [sys.executable, browser.__file__ or ""],
         capture_output=True,
         text=True,
         timeout=100,

@@ -278,6 +278,23 @@ def watchdogs() -> int:
     return count
 
 
+FORKING = """
+import os, rondel
+loop = rondel.new_event_loop()
+rondel.watch(loop, threshold=1)
+if os.fork() == 0:
+    raise SystemExit(0)
+print(os.wait()[1])
+loop.close()
+"""
+
+
+def test_a_forked_child_of_a_watched_process_ends() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKING]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=25, check=False)
+    assert (told.stdout, told.stderr) == ("0\n", "")
+
+
 def test_a_watched_loop_can_be_collected() -> None:
     loop = rondel.new_event_loop()
     watch = rondel.watch(loop, threshold=0.1)

@@ -28,8 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         help="run an asyncio program on rondel's event loop, unchanged",
         description="Run an asyncio program on rondel's event loop, unchanged.",
         usage=(
-            "rondel run [--watch TIME] [--top] SCRIPT [ARGUMENT ...]\n"
-            "       rondel run [--watch TIME] [--top] -m MODULE [ARGUMENT ...]"
+            "rondel run [--watch TIME] [--top] [--html FILE] SCRIPT [ARGUMENT ...]\n"
+            "       rondel run [--watch TIME] [--top] [--html FILE] -m MODULE [ARGUMENT ...]"
         ),
     )
     run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--top", action="store_true", help="let 'rondel top' look at the program while it runs"
+    )
+    run.add_argument(
+        "--html", metavar="FILE", help="write a page with the timeline of the run, at its end"
     )
     run.add_argument("program", help="the script's path, or the module's name with -m")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
@@ -66,7 +69,12 @@ def main(argv: list[str] | None = None) -> int:
         return kernel.manage(options)
     if options.top:
         os.environ["RONDEL_TOP"] = "1"
-    if options.watch is not None:
+    if options.html is not None:
+        from .timeline import record
+
+        threshold = parse_threshold(options.watch or "100ms")
+        record(os.path.abspath(options.html), threshold=threshold, log=options.watch is not None)
+    elif options.watch is not None:
         os.environ["RONDEL_WATCH"] = options.watch
     install()
     # The program finds what it would find under python: its arguments and, first on the path, its

@@ -6,11 +6,14 @@ import sys
 import warnings
 import weakref
 from asyncio import coroutines
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol, Self
 
 from .sendfile import Sendfile
 from .watchdog import parse_threshold, watch
+
+#: Called with each new loop.
+on_new_loop: list[Callable[["Loop"], object]] = []
 
 
 class _Stopping(Protocol):
@@ -52,6 +55,8 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
             from .nesting import in_notebook
 
             self.nesting = in_notebook()
+        for hook in on_new_loop:
+            hook(self)
         if os.environ.get("RONDEL_TOP", "0") not in ("", "0"):
             from .top.serving import serve_own
 

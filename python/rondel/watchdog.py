@@ -107,6 +107,7 @@ class Watch:
         threshold: float,
         on_block: Callable[[Blocked], object] | None,
         log: bool,
+        trace: Callable[[float, float, Any], object] | None = None,
     ) -> None:
         #: Seconds from which on it is reported.
         self.threshold = threshold
@@ -115,7 +116,8 @@ class Watch:
         self._culprits: dict[tuple[str, str], Culprit] = {}
         self._on_block = on_block
         self._log = log
-        self._dog = Watchdog(loop, threshold, SIGNAL, _stacks(), self._report)
+        self._owner = os.getpid()
+        self._dog = Watchdog(loop, threshold, SIGNAL, _stacks(), self._report, trace)
         self._dog.start()
         _watches.append(self)
         loop._watch_ended_by_close(self)
@@ -125,7 +127,7 @@ class Watch:
             Frame(found["file"], int(found["line"]), found["name"])
             for found in _FRAME.finditer(stack)
         )
-        blocked = Blocked(seconds, doing, frames, _task_of(what), repr(what))
+        blocked = Blocked(seconds, doing, frames, task_of(what), repr(what))
         self.blocked.append(blocked)
         del self.blocked[:-KEPT]
         name = str(blocked.culprit) if blocked.culprit else blocked.callback
@@ -151,6 +153,8 @@ class Watch:
         if self not in _watches:
             return
         _watches.remove(self)
+        if self._owner != os.getpid():
+            return  # A forked child has neither the thread, to wait for, nor anything to tell.
         self._dog.stop()
         if self._log and self._culprits:
             lines = [
@@ -197,7 +201,7 @@ def _path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def _task_of(what: Any) -> "asyncio.Task[Any] | None":
+def task_of(what: Any) -> "asyncio.Task[Any] | None":
     """Return the task that a handle is a step of."""
     callback = getattr(what, "_callback", None)
     task = getattr(callback, "__self__", None)

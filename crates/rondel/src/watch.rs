@@ -78,6 +78,7 @@ impl Stamp {
 pub struct Watching {
     stamp: Arc<Stamp>,
     report: Py<PyAny>,
+    trace: Option<Py<PyAny>>,
 }
 
 impl Watching {
@@ -93,7 +94,8 @@ impl Watching {
 
     /// For the garbage collector.
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.report)
+        visit.call(&self.report)?;
+        visit.call(&self.trace)
     }
 }
 
@@ -113,11 +115,17 @@ pub fn watched(
     let result = run();
     stamp.started.store(0, Ordering::Release);
     let taken = state.own_ns() - own_started;
-    if taken < stamp.threshold {
-        return result;
-    }
     // The callback may have ended the watch.
-    let report = state.watching.borrow().as_ref().map(|watching| watching.report.clone_ref(py));
+    let (report, trace) = match &*state.watching.borrow() {
+        Some(Watching { report, trace, .. }) => {
+            let report = (taken >= stamp.threshold).then(|| report.clone_ref(py));
+            (report, trace.as_ref().map(|trace| trace.clone_ref(py)))
+        }
+        None => (None, None),
+    };
+    let traced = trace
+        .map(|trace| trace.call1(py, (clock::to_seconds(started), clock::to_seconds(taken), what)));
+    let result = result.and(traced.transpose().map(drop));
     let Some(report) = report else { return result };
     let seen = lock(&stamp.seen).take().filter(|seen| seen.started == started);
     let (doing, stack) = seen.map_or(("unknown", String::new()), |seen| (seen.doing, seen.stack));
@@ -132,6 +140,7 @@ pub fn watched(
 /// Python code; "held": in C code that holds the GIL; "native": computing without the GIL; else what
 /// it waited for, as `Sampler` names it; "unknown" where it was not seen), its stack as
 /// faulthandler writes it, and the handle, or the transport.
+/// `trace(start, seconds, what)`, if given, is called after each callback, with the loop's time.
 ///
 /// `signal` is the number of a signal that `faulthandler.register` was told to answer with the stack
 /// of the thread alone, written to the file `path`. Raises OSError where that cannot be read.
@@ -139,6 +148,7 @@ pub fn watched(
 pub struct Watchdog {
     event_loop: Py<Loop>,
     report: Py<PyAny>,
+    trace: Option<Py<PyAny>>,
     stamp: Arc<Stamp>,
     dog: Confined<RefCell<Option<Dog>>>,
     thread: Confined<RefCell<Option<JoinHandle<()>>>>,
@@ -148,12 +158,14 @@ pub struct Watchdog {
 impl Watchdog {
     /// Raises ValueError for a threshold that is not a positive number of seconds.
     #[new]
+    #[pyo3(signature = (event_loop, threshold, signal, path, report, trace=None))]
     fn new(
         event_loop: Py<Loop>,
         threshold: f64,
         signal: i32,
         path: &str,
         report: Py<PyAny>,
+        trace: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let threshold = Duration::try_from_secs_f64(threshold)
             .ok()
@@ -175,6 +187,7 @@ impl Watchdog {
         Ok(Watchdog {
             event_loop,
             report,
+            trace,
             stamp,
             dog: Confined::new(RefCell::new(Some(dog))),
             thread: Confined::new(RefCell::new(None)),
@@ -191,7 +204,11 @@ impl Watchdog {
             .map_err(|error| os_error(py, &error))?;
         self.thread.get(py).replace(Some(thread));
         let state = self.event_loop.get().state(py);
-        let watching = Watching { stamp: self.stamp.clone(), report: self.report.clone_ref(py) };
+        let watching = Watching {
+            stamp: self.stamp.clone(),
+            report: self.report.clone_ref(py),
+            trace: self.trace.as_ref().map(|trace| trace.clone_ref(py)),
+        };
         if state.thread_id.get() == Some(crate::ffi::thread_ident()) {
             watching.enter();
         }
@@ -226,7 +243,8 @@ impl Watchdog {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
-        visit.call(&self.report)
+        visit.call(&self.report)?;
+        visit.call(&self.trace)
     }
 }
 
