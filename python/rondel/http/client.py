@@ -117,6 +117,7 @@ class ClientSession:
         for config in self._trace_configs:
             config.freeze()
         self.retry = retry
+        self.is_plain = retry is None and not self._trace_configs
         # Exchanges of plain requests that were made before.
         self._remembers = not (trust_env or proxy or self._trace_configs)
         self._prepared: dict[tuple[str, str], Exchange] = {}

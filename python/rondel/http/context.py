@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .connector import BaseConnector, TCPConnector
 from .response import ClientResponse
@@ -13,11 +13,36 @@ if TYPE_CHECKING:
 
     from .client import ClientSession
 
+Result = TypeVar("Result")
 
-class RequestContext(Coroutine[Any, Any, ClientResponse]):
+
+class Deferred(Coroutine[Any, Any, Result]):
+    """A coroutine by another's hand."""
+
+    __slots__ = ("_coroutine",)
+
+    _coroutine: Coroutine[Any, Any, Result]
+
+    def send(self, value: Any) -> Any:
+        """Resume the coroutine."""
+        return self._coroutine.send(value)
+
+    def throw(self, *exception: Any) -> Any:
+        """Raise an exception where the coroutine waits."""
+        return self._coroutine.throw(*exception)
+
+    def close(self) -> None:
+        """Give the coroutine up."""
+        self._coroutine.close()
+
+    def __await__(self) -> Any:
+        return self._coroutine.__await__()
+
+
+class RequestContext(Deferred[ClientResponse]):
     """What a session's methods return: to be awaited, or entered with `async with`."""
 
-    __slots__ = ("_coroutine", "response")
+    __slots__ = ("response",)
 
     #: Set when there is one.
     response: ClientResponse
@@ -25,27 +50,15 @@ class RequestContext(Coroutine[Any, Any, ClientResponse]):
     def __init__(
         self, session: ClientSession, method: str, url: str | URL, **arguments: Any
     ) -> None:
+        if session.is_plain and "retry" not in arguments:
+            self._coroutine = session._request(method, url, _context=self, **arguments)
+            return
         arguments.update(method=method, str_or_url=url, _context=self)
         retry = arguments.pop("retry", session.retry)
         if retry is None:
             self._coroutine = session.start(**arguments)
         else:
             self._coroutine = retry.request(session, arguments)
-
-    def send(self, value: Any) -> Any:
-        """Resume the request."""
-        return self._coroutine.send(value)
-
-    def throw(self, *exception: Any) -> Any:
-        """Raise an exception in the request."""
-        return self._coroutine.throw(*exception)
-
-    def close(self) -> None:
-        """Give the request up."""
-        self._coroutine.close()
-
-    def __await__(self) -> Any:
-        return self._coroutine.__await__()
 
     def __aenter__(self) -> Coroutine[Any, Any, ClientResponse]:
         return self._coroutine

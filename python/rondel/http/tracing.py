@@ -100,31 +100,24 @@ class TraceConnectionReuseconnParams:
 
 
 @dataclass(frozen=True, slots=True)
-class TraceDnsResolveHostStartParams:
+class _Name:
+    host: str
+
+
+class TraceDnsResolveHostStartParams(_Name):
     """A name is being resolved."""
 
-    host: str
 
-
-@dataclass(frozen=True, slots=True)
-class TraceDnsResolveHostEndParams:
+class TraceDnsResolveHostEndParams(_Name):
     """A name was resolved."""
 
-    host: str
 
-
-@dataclass(frozen=True, slots=True)
-class TraceDnsCacheHitParams:
+class TraceDnsCacheHitParams(_Name):
     """A name was known; never told, since there is no cache of names."""
 
-    host: str
 
-
-@dataclass(frozen=True, slots=True)
-class TraceDnsCacheMissParams:
+class TraceDnsCacheMissParams(_Name):
     """A name was not known."""
-
-    host: str
 
 
 @dataclass(frozen=True, slots=True)

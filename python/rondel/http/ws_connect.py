@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from multidict import CIMultiDict
 
 from .._rondel import HttpWebSocket
+from .context import Deferred
 from .exceptions import ClientConnectionResetError, WebSocketError, WSServerHandshakeError
 from .websocket import (
     ClientWebSocketResponse,
@@ -48,28 +49,13 @@ def _raw_message(opcode: int, data: Any, extra: str) -> WSMessage | WSMessageTex
     return WSMessage(_KINDS[opcode], data, extra)
 
 
-class WebSocketContext(Coroutine[Any, Any, ClientWebSocketResponse]):
+class WebSocketContext(Deferred[ClientWebSocketResponse]):
     """What `session.ws_connect()` returns: to be awaited, or entered with `async with`."""
 
-    __slots__ = ("_coroutine", "_websocket")
+    __slots__ = ("_websocket",)
 
     def __init__(self, coroutine: Coroutine[Any, Any, ClientWebSocketResponse]) -> None:
         self._coroutine = coroutine
-
-    def send(self, value: Any) -> Any:
-        """Resume connecting."""
-        return self._coroutine.send(value)
-
-    def throw(self, *exception: Any) -> Any:
-        """Raise an exception where connecting waits."""
-        return self._coroutine.throw(*exception)
-
-    def close(self) -> None:
-        """Give up connecting."""
-        self._coroutine.close()
-
-    def __await__(self) -> Any:
-        return self._coroutine.__await__()
 
     async def __aenter__(self) -> ClientWebSocketResponse:
         self._websocket: ClientWebSocketResponse = await self._coroutine
