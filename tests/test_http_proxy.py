@@ -147,8 +147,22 @@ def _filled(arguments: dict[str, Any], proxy: ProxyServer) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
-@pytest.mark.parametrize("case", CASES)
+# Those that differ from http.
+TUNNELS = (
+    "plain",
+    "auth",
+    "headers",
+    "own headers",
+    "wrong header",
+    "refused",
+    "denied",
+    "nonsense",
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "secure"), [(case, False) for case in CASES] + [(case, True) for case in TUNNELS]
+)
 def test_proxies(
     rondel_loop: Any, monkeypatch: Any, tmp_path: Path, case: str, secure: bool
 ) -> None:

@@ -28,6 +28,7 @@ __all__ = (
     "ClientSSLError",
     "ConnectionTimeoutError",
     "ContentTypeError",
+    "EofStream",
     "InvalidURL",
     "InvalidUrlClientError",
     "InvalidUrlRedirectClientError",
@@ -283,6 +284,10 @@ class InvalidUrlRedirectClientError(InvalidUrlClientError, RedirectClientError):
 
 class NonHttpUrlRedirectClientError(NonHttpUrlClientError, RedirectClientError):
     """A redirect's URL is not http or https."""
+
+
+class EofStream(Exception):
+    """A WebSocket's connection ended where a message was waited for."""
 
 
 class WSMessageTypeError(TypeError):

@@ -14,6 +14,7 @@ from .._rondel import HttpConnection, HttpWebSocket
 from .exceptions import (
     ClientConnectionResetError,
     ClientError,
+    EofStream,
     ServerDisconnectedError,
     ServerTimeoutError,
     WebSocketError,
@@ -310,7 +311,8 @@ class ClientWebSocketResponse:
             raise
         except Exception as error:
             self._close_code = WSCloseCode.ABNORMAL_CLOSURE
-            self._exception = error
+            lost = isinstance(error, ServerDisconnectedError)
+            self._exception = EofStream() if lost else error
         finally:
             self._response.close()
         return True

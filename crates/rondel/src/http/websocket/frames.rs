@@ -311,14 +311,13 @@ impl Framer {
 
 /// Puts a mask on, or takes it off.
 fn apply_mask(data: &mut [u8], mask: [u8; 4]) {
-    let wide = u64::from_ne_bytes([
-        mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3],
-    ]);
-    let (words, rest) = data.as_chunks_mut::<8>();
-    for word in words {
-        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
-    }
-    for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
-    }
+    let wide: [u8; 16] = std::array::from_fn(|index| mask[index % 4]);
+    let change = |piece: &mut [u8]| {
+        for (byte, mask) in piece.iter_mut().zip(wide) {
+            *byte ^= mask;
+        }
+    };
+    let mut pieces = data.chunks_exact_mut(wide.len());
+    pieces.by_ref().for_each(change);
+    change(pieces.into_remainder());
 }
