@@ -93,6 +93,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<http::connection::Connection>()?;
     module.add_class::<http::head::ResponseHead>()?;
     module.add_class::<http::stream::StreamReader>()?;
+    module.add_class::<http::websocket::WebSocket>()?;
     ffi::stepping::install::<http::wait::Wait>(py);
     module.add_class::<pools::threads::ThreadPool>()?;
     module.add_class::<pools::threads::Worker>()?;

@@ -8,9 +8,13 @@ engine of ``rondel get`` on a thread of its own, beside any asyncio loop. docs/d
 how it works.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .._rondel import HttpBody as StreamReader
-from .client import ClientSession, RequestContext, request
+from .client import ClientSession
 from .connector import BaseConnector, ConnectionKey, TCPConnector, UnixConnector
+from .context import RequestContext, request
 from .cookies import AbstractCookieJar, CookieJar, DummyCookieJar
 from .downloading import (
     ActiveDownload,
@@ -27,6 +31,52 @@ from .formdata import FormData
 from .options import BasicAuth, ClientTimeout
 from .response import ClientResponse, HttpVersion, RequestInfo
 
+if TYPE_CHECKING:
+    from .retrying import Retry
+    from .testing import ASGITransport, MockRequest, MockResponse, MockTransport
+    from .tracing import (
+        TraceConfig,
+        TraceConnectionCreateEndParams,
+        TraceConnectionCreateStartParams,
+        TraceConnectionQueuedEndParams,
+        TraceConnectionQueuedStartParams,
+        TraceConnectionReuseconnParams,
+        TraceDnsCacheHitParams,
+        TraceDnsCacheMissParams,
+        TraceDnsResolveHostEndParams,
+        TraceDnsResolveHostStartParams,
+        TraceRequestChunkSentParams,
+        TraceRequestEndParams,
+        TraceRequestExceptionParams,
+        TraceRequestHeadersSentParams,
+        TraceRequestRedirectParams,
+        TraceRequestStartParams,
+        TraceResponseChunkReceivedParams,
+    )
+    from .websocket import (
+        ClientWebSocketResponse,
+        ClientWSTimeout,
+        WSCloseCode,
+        WSMessage,
+        WSMessageTextBytes,
+        WSMsgType,
+    )
+
+# What not every program needs is imported when it is asked for.
+_PLACES = {"Retry": "retrying"} | dict.fromkeys(
+    ("ASGITransport", "MockRequest", "MockResponse", "MockTransport"), "testing"
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = _PLACES.get(name, "tracing" if name.startswith("Trace") else "websocket")
+    value = getattr(importlib.import_module(f".{place}", __name__), name)
+    globals()[name] = value
+    return value
+
+
 __all__ = (
     *_exceptions,
     "AbstractCookieJar",
@@ -36,6 +86,8 @@ __all__ = (
     "ClientResponse",
     "ClientSession",
     "ClientTimeout",
+    "ClientWSTimeout",
+    "ClientWebSocketResponse",
     "ConnectionKey",
     "CookieJar",
     "DownloadError",
@@ -50,6 +102,32 @@ __all__ = (
     "StreamReader",
     "TCPConnector",
     "UnixConnector",
+    "ASGITransport",
+    "MockRequest",
+    "MockResponse",
+    "MockTransport",
+    "Retry",
+    "TraceConfig",
+    "TraceConnectionCreateEndParams",
+    "TraceConnectionCreateStartParams",
+    "TraceConnectionQueuedEndParams",
+    "TraceConnectionQueuedStartParams",
+    "TraceConnectionReuseconnParams",
+    "TraceDnsCacheHitParams",
+    "TraceDnsCacheMissParams",
+    "TraceDnsResolveHostEndParams",
+    "TraceDnsResolveHostStartParams",
+    "TraceRequestChunkSentParams",
+    "TraceRequestEndParams",
+    "TraceRequestExceptionParams",
+    "TraceRequestHeadersSentParams",
+    "TraceRequestRedirectParams",
+    "TraceRequestStartParams",
+    "TraceResponseChunkReceivedParams",
+    "WSMessageTextBytes",
+    "WSCloseCode",
+    "WSMessage",
+    "WSMsgType",
     "download",
     "downloads",
     "request",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json as json_module
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, Self
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Self
 
 from multidict import CIMultiDict
 from yarl import URL
@@ -20,16 +20,13 @@ from .connector import (
     check_ssl,
     running_loop,
 )
+from .context import RequestContext
 from .cookies import AbstractCookieJar, CookieJar, LooseCookies, plain_cookies
 from .exceptions import (
     BadHttpMessage,
     ClientOSError,
     ClientPayloadError,
     ClientResponseError,
-    InvalidUrlClientError,
-    InvalidUrlRedirectClientError,
-    NonHttpUrlClientError,
-    NonHttpUrlRedirectClientError,
     ServerDisconnectedError,
     TooManyRedirects,
 )
@@ -38,6 +35,13 @@ from .options import DEFAULT_TIMEOUT, BasicAuth, ClientTimeout
 from .request import Exchange, Headers, merged, prepare
 from .response import ClientResponse
 from .sending import begin, expired, send
+from .urls import full_url, redirected
+
+if TYPE_CHECKING:
+    from .proxy import Proxy
+    from .retrying import Retry
+    from .tracing import TraceConfig, Tracing
+    from .ws_connect import WebSocketContext
 
 RaiseForStatus = bool | Callable[[ClientResponse], Coroutine[Any, Any, None]] | None
 
@@ -53,7 +57,8 @@ class ClientSession:
     `base_url` is put before URLs that are relative. `headers`, `cookies`, `auth`, `timeout`,
     `raise_for_status` (True, or an async function of the response) and `skip_auto_headers` hold for
     all requests. `connector` is the pool of connections; the session closes it at its end unless
-    `connector_owner` is False.
+    `connector_owner` is False. `proxy` is a URL; with `trust_env` the environment names proxies and
+    `~/.netrc` credentials. `trace_configs` are told of each step. `retry` repeats what fails.
     """
 
     def __init__(
@@ -74,16 +79,16 @@ class ClientSession:
         auto_decompress: bool = True,
         trust_env: bool = False,
         requote_redirect_url: bool = True,
-        trace_configs: Any = None,
+        trace_configs: list[TraceConfig] | None = None,
         read_bufsize: int = 2**16,
         fallback_charset_resolver: Callable[[ClientResponse, bytes], str] | None = None,
-        proxy: Any = None,
-        proxy_auth: Any = None,
+        proxy: str | URL | None = None,
+        proxy_auth: BasicAuth | None = None,
         middlewares: Any = (),
+        retry: Retry | None = None,
     ) -> None:
         del loop, read_bufsize
-        _refuse(trust_env=trust_env, trace_configs=trace_configs, proxy=proxy)
-        _refuse(proxy_auth=proxy_auth, middlewares=middlewares)
+        _refuse(middlewares=middlewares)
         self._loop = running_loop()
         self._base_url = URL(base_url) if base_url is not None else None
         if self._base_url is not None and not self._base_url.absolute:
@@ -105,8 +110,16 @@ class ClientSession:
         self._auto_decompress = auto_decompress
         self._requote = requote_redirect_url
         self.resolve_charset = fallback_charset_resolver or (lambda _response, _body: "utf-8")
+        self._trust_env = trust_env
+        self._proxy = proxy
+        self._proxy_auth = proxy_auth
+        self._trace_configs = trace_configs or []
+        for config in self._trace_configs:
+            config.freeze()
+        self.retry = retry
+        self.is_plain = retry is None and not self._trace_configs
         # Exchanges of plain requests that were made before.
-        self._remembers = True
+        self._remembers = not (trust_env or proxy or self._trace_configs)
         self._prepared: dict[tuple[str, str], Exchange] = {}
 
     def __del__(self) -> None:
@@ -150,9 +163,22 @@ class ClientSession:
         """Make a DELETE request."""
         return RequestContext(self, "DELETE", url, **arguments)
 
-    def ws_connect(self, url: str | URL, **arguments: Any) -> Any:
-        """Not there yet."""
-        raise NotImplementedError("rondel.http has no WebSocket client yet")
+    def ws_connect(self, url: str | URL, **arguments: Any) -> WebSocketContext:
+        """Open a WebSocket: `async with` it, or await it and close what it gives.
+
+        The arguments are those of `rondel.http.ws_connect.connect`.
+        """
+        from .ws_connect import WebSocketContext, connect
+
+        return WebSocketContext(connect(self, url, **arguments))
+
+    def start(self, **arguments: Any) -> Coroutine[Any, Any, ClientResponse]:
+        """A request with its trace hooks, if there are some."""
+        if not self._trace_configs:
+            return self._request(**arguments)
+        from .tracing import traced
+
+        return traced(self, self._trace_configs, arguments)
 
     async def _request(
         self,
@@ -173,21 +199,23 @@ class ClientSession:
         expect100: bool = False,
         raise_for_status: RaiseForStatus = None,
         read_until_eof: bool = True,
-        proxy: Any = None,
-        proxy_auth: Any = None,
+        proxy: str | URL | None = None,
+        proxy_auth: BasicAuth | None = None,
         timeout: ClientTimeout | float | None = _UNSET,
         ssl: SSLArgument | None = True,
         server_hostname: str | None = None,
-        proxy_headers: Any = None,
+        proxy_headers: Headers | None = None,
         trace_request_ctx: Any = None,
         read_bufsize: int | None = None,
         auto_decompress: bool | None = None,
         _context: RequestContext | None = None,
+        _switch: int = 0,
+        _tracing: Tracing | None = None,
     ) -> ClientResponse:
         if self._closed:
             raise RuntimeError("Session is closed")
-        if compress or expect100 or proxy or proxy_auth or not read_until_eof:
-            _refuse(compress=compress, expect100=expect100, proxy=proxy, proxy_auth=proxy_auth)
+        if compress or expect100 or not read_until_eof:
+            _refuse(compress=compress, expect100=expect100)
             _refuse(**{"read_until_eof=False": not read_until_eof})
         limits = self._timeout if timeout is _UNSET else _timeout(timeout)
         deadline = self._loop.time() + limits.total if limits.total else None
@@ -204,6 +232,7 @@ class ClientSession:
             and auth is None
             and chunked is None
             and server_hostname is None
+            and proxy is None
             and (ssl is True or ssl is None)
             and type(str_or_url) is str
             and not len(self._cookie_jar)
@@ -216,7 +245,7 @@ class ClientSession:
         else:
             if data is not None and json is not None:
                 raise ValueError("data and json parameters can not be used at the same time")
-            url = self._full_url(str_or_url)
+            url = full_url(str_or_url, self._base_url)
             if auth is not None and url.raw_user is not None:
                 raise ValueError("Cannot combine AUTH argument with credentials encoded in URL")
             if json is not None:
@@ -229,12 +258,22 @@ class ClientSession:
             own_cookies = plain_cookies(cookies) if cookies is not None else {}
             payload = payload_of(data) if data is not None else None
             tls = True if ssl is None else check_ssl(ssl)
+            chosen = self._chosen_proxy(proxy, proxy_auth, proxy_headers)
+            own_auth = auth
+            if _tracing is not None:
+                await _tracing.start(method, url.update_query(params or {}), all_headers)
         history: list[ClientResponse] = []
         retried = False
         while True:
             if exchange is None:
                 if params:
                     url = url.extend_query(params)
+                if self._trust_env:
+                    auth = own_auth or await self._netrc_auth(url, all_headers)
+                    if proxy is None and self._proxy is None:
+                        from .proxy import find_proxy
+
+                        chosen = await find_proxy(self._loop, url)
                 url, authorization = self._authorized(url, auth, all_headers)
                 exchange = prepare(
                     method,
@@ -247,15 +286,19 @@ class ClientSession:
                     chunked=chunked,
                     ssl=tls,
                     server_hostname=server_hostname,
+                    proxy=chosen,
                 )
                 if remember and not history:
                     if len(self._prepared) >= _REMEMBERED_URLS:
                         self._prepared.clear()
                     self._prepared[method, str_or_url] = exchange  # type: ignore[index]
-            connection = self._connector.idle_connection(exchange.key)
+            connection = None
+            if _tracing is None:
+                connection = self._connector.idle_connection(exchange.key)
             reused = connection is not None
             if connection is None:
-                connection = await self._connect(exchange.key, limits, deadline)
+                connection = await self._connect(exchange.key, limits, deadline, _tracing)
+                reused = connection.arrivals > 0
             try:
                 if remember and not history and not limits.sock_read:
                     # As send() does it, for a request without a body: one coroutine less.
@@ -285,6 +328,8 @@ class ClientSession:
                         deadline,
                         limits.sock_read,
                         self._connector.release,
+                        _switch,
+                        _tracing,
                     )
             except (ClientOSError, ServerDisconnectedError):
                 # The server may have closed it before it saw the request.
@@ -301,10 +346,13 @@ class ClientSession:
             response = ClientResponse(
                 self, method, exchange.url, exchange.headers, head, connection, tuple(history)
             )
+            response._tracing = _tracing
             if head.has("set-cookie"):
                 self._keep_cookies(response)
             if not allow_redirects or response.status not in _REDIRECTS:
                 break
+            if _tracing is not None:
+                await _tracing.redirect(response)
             location = response.headers.get("Location") or response.headers.get("URI")
             history.append(response)
             if max_redirects and len(history) >= max_redirects:
@@ -316,7 +364,7 @@ class ClientSession:
             if remember:
                 # The first step was a plain request: what the next ones start from is the defaults.
                 all_headers, skipped, own_cookies = merged(self._headers, None), self._skipped, {}
-                payload, tls = None, True
+                payload, tls, chosen, own_auth = None, True, None, None
             if (response.status == 303 and method != "HEAD") or (
                 response.status in (301, 302) and method == "POST"
             ):
@@ -328,63 +376,35 @@ class ClientSession:
                     "Cannot follow redirect with a consumed request body. Use bytes, a seekable "
                     "file-like object, or set allow_redirects=False."
                 )
-            url = self._redirected(response, url, location)
+            url = redirected(response, url, location, self._requote)
             response.release()
             if url.origin() != exchange.url.origin():
-                auth, own_cookies = None, {}
+                auth, own_auth, own_cookies = None, None, {}
                 for name in ("Authorization", "Cookie", "Proxy-Authorization"):
                     all_headers.popall(name, None)
             params = None
             exchange = None
-        check = self._raise_for_status if raise_for_status is None else raise_for_status
-        if check:
-            try:
-                if check is True:
-                    response.raise_for_status()
-                else:
-                    await check(response)
-            except BaseException:
-                response.close()
-                raise
+            if _tracing is not None:
+                _tracing.method, _tracing.url = method, url
+        if raise_for_status is not None or self._raise_for_status:
+            await self.check(response, raise_for_status)
         if _context is not None:
             _context.response = response
         return response
 
     # Parts of a request.
 
-    def _full_url(self, str_or_url: str | URL) -> URL:
+    async def check(self, response: ClientResponse, raise_for_status: RaiseForStatus) -> None:
+        """Raise what `raise_for_status` asks for; None is the session's own setting."""
+        check = self._raise_for_status if raise_for_status is None else raise_for_status
         try:
-            url = URL(str_or_url)
-            if self._base_url is not None and not url.absolute:
-                url = self._base_url.join(url)
-        except (TypeError, ValueError) as error:
-            raise InvalidUrlClientError(str_or_url) from error
-        if url.scheme not in ("http", "https"):
-            if not url.scheme:
-                raise InvalidUrlClientError(url)
-            raise NonHttpUrlClientError(url)
-        if not url.raw_host:
-            raise InvalidUrlClientError(url)
-        return url
-
-    def _redirected(self, response: ClientResponse, url: URL, location: str) -> URL:
-        try:
-            target = URL(location, encoded=not self._requote)
-        except ValueError as error:
+            if check is True:
+                response.raise_for_status()
+            elif check:
+                await check(response)
+        except BaseException:
             response.close()
-            text = "Server attempted redirecting to a location that does not look like a URL"
-            raise InvalidUrlRedirectClientError(location, text) from error
-        if target.scheme not in ("http", "https", ""):
-            response.close()
-            raise NonHttpUrlRedirectClientError(location)
-        authority = location.partition(":")[2].startswith("//")
-        if not target.scheme or (target.scheme == url.scheme and not authority):
-            # "http:path" is a reference to where we are, as browsers take it.
-            target = url.join(target)
-        if not target.raw_host:
-            response.close()
-            raise InvalidUrlRedirectClientError(target, "Invalid redirect URL origin")
-        return target
+            raise
 
     def _authorized(
         self, url: URL, auth: BasicAuth | None, headers: CIMultiDict[str]
@@ -407,13 +427,36 @@ class ClientSession:
             )
         return url, auth.encode()
 
+    def _chosen_proxy(
+        self, proxy: str | URL | None, auth: BasicAuth | None, headers: Headers | None
+    ) -> Proxy | None:
+        proxy = self._proxy if proxy is None else proxy
+        if proxy is None:
+            return None
+        from .proxy import proxy_of
+
+        return proxy_of(proxy, self._proxy_auth if auth is None else auth, headers)
+
+    async def _netrc_auth(self, url: URL, headers: CIMultiDict[str]) -> BasicAuth | None:
+        """What ~/.netrc has for the host, unless the request has credentials already."""
+        ours = self._auth is not None and (
+            self._base_url is None or self._base_url.origin() == url.origin()
+        )
+        if ours or url.raw_user is not None or url.host is None or "Authorization" in headers:
+            return None
+        from .proxy import netrc_auth
+
+        return await self._loop.run_in_executor(None, netrc_auth, url.host)
+
     async def _connect(
-        self, key: ConnectionKey, limits: ClientTimeout, deadline: float | None
+        self,
+        key: ConnectionKey,
+        limits: ClientTimeout,
+        deadline: float | None,
+        tracing: Tracing | None,
     ) -> HttpConnection:
-        if deadline is None:
-            return await self._connector.connect(key, limits)
         async with asyncio.timeout_at(deadline):
-            return await self._connector.connect(key, limits)
+            return await self._connector.connect(key, limits, tracing)
 
     def _keep_cookies(self, response: ClientResponse) -> None:
         fields = response.headers.getall("Set-Cookie", ())
@@ -493,8 +536,8 @@ class ClientSession:
 
     @property
     def trust_env(self) -> bool:
-        """Whether the environment names proxies: never, yet."""
-        return False
+        """Whether the environment names proxies."""
+        return self._trust_env
 
     async def close(self) -> None:
         """Close the session, and its connections if the pool is its own."""
@@ -523,75 +566,3 @@ def _refuse(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value:
             raise NotImplementedError(f"rondel.http does not support {name} yet")
-
-
-class RequestContext(Coroutine[Any, Any, ClientResponse]):
-    """What a session's methods return: to be awaited, or entered with `async with`."""
-
-    __slots__ = ("_coroutine", "response")
-
-    #: Set when there is one.
-    response: ClientResponse
-
-    def __init__(
-        self, session: ClientSession, method: str, url: str | URL, **arguments: Any
-    ) -> None:
-        self._coroutine = session._request(method, url, _context=self, **arguments)
-
-    def send(self, value: Any) -> Any:
-        """Resume the request."""
-        return self._coroutine.send(value)
-
-    def throw(self, *exception: Any) -> Any:
-        """Raise an exception in the request."""
-        return self._coroutine.throw(*exception)
-
-    def close(self) -> None:
-        """Give the request up."""
-        self._coroutine.close()
-
-    def __await__(self) -> Any:
-        return self._coroutine.__await__()
-
-    def __aenter__(self) -> Coroutine[Any, Any, ClientResponse]:
-        return self._coroutine
-
-    def __aexit__(self, *exc_info: object) -> Awaitable[None]:
-        return self.response.release()
-
-
-class _SingleRequest:
-    """A request with a session of its own."""
-
-    __slots__ = ("_context", "_session")
-
-    def __init__(self, context: RequestContext, session: ClientSession) -> None:
-        self._context = context
-        self._session = session
-
-    async def __aenter__(self) -> ClientResponse:
-        try:
-            response: ClientResponse = await self._context
-            return response
-        except BaseException:
-            await self._session.close()
-            raise
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._context.response.release()
-        await self._session.close()
-
-
-def request(
-    method: str,
-    url: str | URL,
-    *,
-    connector: BaseConnector | None = None,
-    **arguments: Any,
-) -> _SingleRequest:
-    """Make one request with a session of its own; only for `async with`."""
-    owner = connector is None
-    if connector is None:
-        connector = TCPConnector(force_close=True)
-    session = ClientSession(connector=connector, connector_owner=owner)
-    return _SingleRequest(RequestContext(session, method, url, **arguments), session)

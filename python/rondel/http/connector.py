@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 import ssl as ssl_module
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .._rondel import HttpConnection
@@ -17,12 +19,16 @@ from .exceptions import (
     ClientConnectorDNSError,
     ClientConnectorError,
     ClientConnectorSSLError,
+    ClientError,
+    ClientProxyConnectionError,
     ConnectionTimeoutError,
     UnixClientConnectorError,
 )
 
 if TYPE_CHECKING:
     from .options import ClientTimeout
+    from .proxy import Proxy
+    from .tracing import Tracing
 
 SSLArgument = ssl_module.SSLContext | bool
 
@@ -35,6 +41,7 @@ class ConnectionKey(NamedTuple):
     is_ssl: bool
     ssl: SSLArgument
     server_hostname: str | None
+    proxy: Proxy | None = None
 
 
 @functools.cache
@@ -45,6 +52,14 @@ def _default_context(verified: bool) -> ssl_module.SSLContext:
         context.verify_mode = ssl_module.CERT_NONE
     context.set_alpn_protocols(("http/1.1",))
     return context
+
+
+def _is_address(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, host.partition("%")[0])
+            return True
+    return False
 
 
 def running_loop() -> Loop:
@@ -171,20 +186,29 @@ class BaseConnector:
         del self._idle[key]
         return None
 
-    async def connect(self, key: ConnectionKey, timeout: ClientTimeout) -> HttpConnection:
+    async def connect(
+        self, key: ConnectionKey, timeout: ClientTimeout, tracing: Tracing | None = None
+    ) -> HttpConnection:
         """Get a connection: an unused one, or a new one when a slot is free.
 
         Raises ConnectionTimeoutError and ClientConnectorError.
         """
         try:
             async with asyncio.timeout(timeout.connect or None):
+                queued = tracing is not None and not self._can_start(key)
+                if tracing is not None and queued:
+                    await tracing.queued(True)
                 await self._wait_for_slot(key)
                 try:
+                    if tracing is not None and queued:
+                        await tracing.queued(False)
                     if self._closed:
                         raise ClientConnectionError("Connector is closed.")
                     idle = self._idle.get(key)
                     connection = self._pop(key, idle) if idle else None
-                    if connection is None:
+                    if tracing is not None:
+                        connection = await self._traced(key, timeout, connection, tracing)
+                    elif connection is None:
                         connection = await self._make(key, timeout)
                 except BaseException:
                     self._give_slot(key)
@@ -195,8 +219,31 @@ class BaseConnector:
         except TimeoutError as error:
             raise ConnectionTimeoutError(f"Connection timeout to host {key.host}") from error
 
+    async def _traced(
+        self,
+        key: ConnectionKey,
+        timeout: ClientTimeout,
+        idle: HttpConnection | None,
+        tracing: Tracing,
+    ) -> HttpConnection:
+        if idle is not None:
+            await tracing.reused()
+            return idle
+        await tracing.creating(True)
+        with self._telling(key):
+            await self._resolve_traced(key, tracing)
+        connection = await self._make(key, timeout)
+        await tracing.creating(False)
+        return connection
+
+    async def _resolve_traced(self, key: ConnectionKey, tracing: Tracing) -> None:
+        """Tell how long a name takes: it is resolved here, and again while connecting."""
+
+    def _can_start(self, key: ConnectionKey) -> bool:
+        return not self._waiters and self._has_room(key)
+
     async def _wait_for_slot(self, key: ConnectionKey) -> None:
-        if not self._waiters and self._has_room(key):
+        if self._can_start(key):
             self._take_slot(key)
             return
         waiter = self._loop.create_future()
@@ -208,12 +255,15 @@ class BaseConnector:
                 self._give_slot(key)
             raise
 
-    async def _make(self, key: ConnectionKey, timeout: ClientTimeout) -> HttpConnection:
-        connection = HttpConnection(self._loop)
-        connection.key = key
+    @contextlib.contextmanager
+    def _telling(
+        self, key: ConnectionKey, kind: type[ClientConnectorError] | None = None
+    ) -> Iterator[None]:
+        """Makes of what goes wrong with connecting what a program is told."""
         try:
-            async with asyncio.timeout(timeout.sock_connect or None):
-                await self._open(key, connection)
+            yield
+        except ClientError:
+            raise
         except (ssl_module.CertificateError, ssl_module.SSLCertVerificationError) as error:
             raise ClientConnectorCertificateError(key, error) from error
         except ssl_module.SSLError as error:
@@ -221,11 +271,19 @@ class BaseConnector:
         except socket.gaierror as error:
             raise ClientConnectorDNSError(key, error) from error
         except TimeoutError as error:
-            if error.errno is not None:  # the system's own
-                raise self._error(key, error) from error
-            raise ConnectionTimeoutError(f"Connection timeout to host {key.host}") from error
+            if error.errno is None:  # not the system's own
+                text = f"Connection timeout to host {key.host}"
+                raise ConnectionTimeoutError(text) from error
+            raise (kind(key, error) if kind else self._error(key, error)) from error
         except OSError as error:
-            raise self._error(key, error) from error
+            raise (kind(key, error) if kind else self._error(key, error)) from error
+
+    async def _make(self, key: ConnectionKey, timeout: ClientTimeout) -> HttpConnection:
+        connection = HttpConnection(self._loop)
+        connection.key = key
+        with self._telling(key):
+            async with asyncio.timeout(timeout.sock_connect or None):
+                await self._open(key, connection)
         if self._closed:
             connection.close()
             raise ClientConnectionError("Connector is closed.")
@@ -338,7 +396,8 @@ class TCPConnector(BaseConnector):
             enable_cleanup_closed=enable_cleanup_closed,
             loop=loop,
         )
-        del use_dns_cache, ttl_dns_cache
+        del ttl_dns_cache
+        self._use_dns_cache = use_dns_cache
         self.ssl = check_ssl(ssl)
         self._arguments: dict[str, Any] = {"family": family, "local_addr": local_addr}
         if happy_eyeballs_delay is not None:
@@ -346,15 +405,41 @@ class TCPConnector(BaseConnector):
         if interleave is not None:
             self._arguments["interleave"] = interleave
 
+    async def _context(self, key: ConnectionKey) -> ssl_module.SSLContext | None:
+        if not key.is_ssl:
+            return None
+        chosen = self.ssl if key.ssl is True else key.ssl
+        if isinstance(chosen, bool):
+            # Reading the system's authorities takes 10 ms and more: not on the loop's thread.
+            return await self._loop.run_in_executor(None, _default_context, chosen)
+        return chosen
+
     async def _open(self, key: ConnectionKey, connection: HttpConnection) -> None:
-        context: ssl_module.SSLContext | None = None
-        if key.is_ssl:
-            chosen = self.ssl if key.ssl is True else key.ssl
-            if isinstance(chosen, bool):
-                # Reading the system's authorities takes 10 ms and more: not on the loop's thread.
-                context = await self._loop.run_in_executor(None, _default_context, chosen)
-            else:
-                context = chosen
+        if key.proxy is None:
+            await self._dial(key, connection)
+            return
+        url = key.proxy.url
+        proxy_key = ConnectionKey(
+            url.raw_host or "", url.port, url.scheme == "https", key.ssl, None
+        )
+        context = await self._context(key)
+        through = connection if context is None else HttpConnection(self._loop)
+        with self._telling(proxy_key, ClientProxyConnectionError):
+            await self._dial(proxy_key, through)
+        if context is not None:
+            from .proxy import tunnel
+
+            await tunnel(self._loop, key.proxy, key, through, connection, context)
+
+    async def _resolve_traced(self, key: ConnectionKey, tracing: Tracing) -> None:
+        if key.proxy is not None or _is_address(key.host):
+            return
+        await tracing.resolving(key.host, True, missed=self._use_dns_cache)
+        await self._loop.getaddrinfo(key.host, key.port, type=socket.SOCK_STREAM)
+        await tracing.resolving(key.host, False)
+
+    async def _dial(self, key: ConnectionKey, connection: HttpConnection) -> None:
+        context = await self._context(key)
         await self._loop.create_connection(
             lambda: connection,
             key.host,

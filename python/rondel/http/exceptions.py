@@ -20,12 +20,15 @@ __all__ = (
     "ClientConnectorError",
     "ClientConnectorSSLError",
     "ClientError",
+    "ClientHttpProxyError",
     "ClientOSError",
     "ClientPayloadError",
+    "ClientProxyConnectionError",
     "ClientResponseError",
     "ClientSSLError",
     "ConnectionTimeoutError",
     "ContentTypeError",
+    "EofStream",
     "InvalidURL",
     "InvalidUrlClientError",
     "InvalidUrlRedirectClientError",
@@ -38,6 +41,9 @@ __all__ = (
     "SocketTimeoutError",
     "TooManyRedirects",
     "UnixClientConnectorError",
+    "WSMessageTypeError",
+    "WSServerHandshakeError",
+    "WebSocketError",
 )
 
 
@@ -84,6 +90,14 @@ class ClientResponseError(ClientError):
 
 class ContentTypeError(ClientResponseError):
     """The content type is not the expected one."""
+
+
+class ClientHttpProxyError(ClientResponseError):
+    """A proxy refuses to make a tunnel."""
+
+
+class WSServerHandshakeError(ClientResponseError):
+    """The server does not switch to the WebSocket protocol."""
 
 
 class TooManyRedirects(ClientResponseError):
@@ -137,6 +151,10 @@ class ClientConnectorError(ClientOSError):
         return f"Cannot connect to host {self.host}:{self.port} ssl:{kind} [{reason}]"
 
     __reduce__ = BaseException.__reduce__
+
+
+class ClientProxyConnectionError(ClientConnectorError):
+    """No connection to a proxy could be made."""
 
 
 class ClientConnectorDNSError(ClientConnectorError):
@@ -266,3 +284,22 @@ class InvalidUrlRedirectClientError(InvalidUrlClientError, RedirectClientError):
 
 class NonHttpUrlRedirectClientError(NonHttpUrlClientError, RedirectClientError):
     """A redirect's URL is not http or https."""
+
+
+class EofStream(Exception):
+    """A WebSocket's connection ended where a message was waited for."""
+
+
+class WSMessageTypeError(TypeError):
+    """A WebSocket's message is not of the kind that was asked for."""
+
+
+class WebSocketError(Exception):
+    """What a WebSocket's peer sent is against the protocol; `code` is the close code for it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        self.code = code
+        super().__init__(code, message)
+
+    def __str__(self) -> str:
+        return str(self.args[1])

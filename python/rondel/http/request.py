@@ -14,18 +14,21 @@ from .._rondel import __version__ as _version
 from .connector import ConnectionKey
 from .cookies import cookie_header
 from .formdata import Payload
+from .proxy import Proxy
 from .response import RequestInfo
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 _USER_AGENT = f"Python/{sys.version_info[0]}.{sys.version_info[1]} rondel/{_version}"
-_AUTOMATIC = (
+#: Header fields that requests have unless they have their own.
+AUTOMATIC = (
     ("Accept", "*/*"),
     ("Accept-Encoding", "gzip, deflate, br, zstd"),
     ("User-Agent", _USER_AGENT),
 )
 # Methods whose requests have no body unless one is given.
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -42,6 +45,7 @@ class Exchange:
         headers: CIMultiDict[str],
         payload: Payload | None,
         chunked: bool,
+        target: str,
     ) -> None:
         self.method = method
         self.url = url
@@ -49,8 +53,8 @@ class Exchange:
         self.headers = headers
         self.payload = payload
         self.chunked = chunked
-        fields = "".join([_field(name, value) for name, value in headers.items()])
-        self.head = f"{method} {url.raw_path_qs} HTTP/1.1\r\n{fields}\r\n".encode()
+        fields = "".join([header_field(name, value) for name, value in headers.items()])
+        self.head = f"{method} {target} HTTP/1.1\r\n{fields}\r\n".encode()
 
     def info(self) -> RequestInfo:
         """As exceptions tell it."""
@@ -58,13 +62,13 @@ class Exchange:
         return RequestInfo(self.url.with_fragment(None), self.method, headers, self.url)
 
 
-def _field(name: str, value: str) -> str:
+def header_field(name: str, value: str) -> str:
+    """A header field's line; ValueError for what no header can carry."""
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"Invalid header name: {name!r}")
-    if "\r" in value or "\n" in value or "\0" in value:
+    if _FORBIDDEN.search(value):
         raise ValueError(
-            "Newline, carriage return, or null byte detected in headers. "
-            "Potential header injection attack."
+            "Forbidden control character detected in headers. Potential header injection attack."
         )
     return f"{name}: {value}\r\n"
 
@@ -99,6 +103,7 @@ def prepare(
     chunked: bool | None,
     ssl: Any,
     server_hostname: str | None,
+    proxy: Proxy | None,
 ) -> Exchange:
     """Make a request ready.
 
@@ -112,7 +117,7 @@ def prepare(
     for name, value in given.items():
         if name.lower() != "host":
             headers.add(name, value)
-    for name, value in _AUTOMATIC:
+    for name, value in AUTOMATIC:
         if name not in headers and name.lower() not in skipped:
             headers[name] = value
     if cookies:
@@ -122,8 +127,14 @@ def prepare(
     if authorization is not None:
         headers["Authorization"] = authorization
     in_chunks = _frame(method, headers, skipped, payload, chunked)
-    key = ConnectionKey(url.raw_host or "", url.port, url.scheme == "https", ssl, server_hostname)
-    return Exchange(method, url, key, headers, payload, in_chunks)
+    secure = url.scheme in ("https", "wss")
+    target = url.raw_path_qs
+    if proxy is not None and not secure:
+        target = str(url.with_fragment(None))
+        if proxy.authorization is not None:
+            headers["Proxy-Authorization"] = proxy.authorization
+    key = ConnectionKey(url.raw_host or "", url.port, secure, ssl, server_hostname, proxy)
+    return Exchange(method, url, key, headers, payload, in_chunks, target)
 
 
 def _frame(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from yarl import URL
 
     from .client import ClientSession
+    from .tracing import Tracing
 
 _JSON_TYPE = re.compile(r"application/(?:[\w.+-]+?\+)?json$", re.IGNORECASE)
 
@@ -68,6 +69,7 @@ class ClientResponse:
         "_released",
         "_request_headers",
         "_session",
+        "_tracing",
         "_url",
         "content",
         "method",
@@ -94,6 +96,7 @@ class ClientResponse:
         self._connection: HttpConnection | None = connection
         self._history = history
         self._body: bytes | None = None
+        self._tracing: Tracing | None = None
         self._released = False
 
     def __del__(self) -> None:
@@ -215,6 +218,11 @@ class ClientResponse:
         if self._body is None:
             try:
                 self._body = await self.content.read()
+                if self._tracing is not None:
+                    from .tracing import TraceResponseChunkReceivedParams
+
+                    parts = (self.method, self.url, self._body)
+                    await self._tracing.tell(TraceResponseChunkReceivedParams(*parts))
             except BaseException:
                 self.close()
                 raise

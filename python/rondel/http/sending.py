@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._rondel import HttpConnection, HttpHead
 from ..loop import Loop
@@ -15,6 +15,9 @@ from .exceptions import (
     SocketTimeoutError,
 )
 from .request import Exchange
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 
 class Timers:
@@ -92,11 +95,14 @@ async def send(
     deadline: float | None,
     silence: float | None,
     release: Callable[[HttpConnection], None],
+    switch: int = 0,
+    tracing: Tracing | None = None,
 ) -> HttpHead:
     """Send a request and wait for its response's head; when that fails the connection is closed.
 
     `decode`: undo content encodings. `deadline` is a time of the loop, `silence` a number of
-    seconds. `release` is called once, when the whole exchange is over.
+    seconds. `release` is called once, when the whole exchange is over. A response with the status
+    `switch` switches the protocol.
     """
     timer: Any = None
     if silence:
@@ -110,10 +116,14 @@ async def send(
         data += _chunk(payload.data or b"" if payload is not None else b"") + _LAST_CHUNK
     elif payload is not None and not streamed:
         data += payload.data or b""
+    if switch:
+        connection.expect_switch(switch)
     number = begin(connection, data, exchange.method == "HEAD", streamed, decode, timer, release)
     try:
+        if tracing is not None:
+            await _tell_sent(tracing, exchange)
         if streamed:
-            return await _upload(loop, connection, exchange)
+            return await _upload(loop, connection, exchange, tracing)
         return await connection.response()
     except BaseException:
         # Not another's: when the response is complete the connection may be in use again.
@@ -121,9 +131,17 @@ async def send(
         raise
 
 
-async def _upload(loop: Loop, connection: HttpConnection, exchange: Exchange) -> HttpHead:
+async def _tell_sent(tracing: Tracing, exchange: Exchange) -> None:
+    await tracing.headers_sent(exchange.method, exchange.url, exchange.headers)
+    if exchange.payload is not None and exchange.payload.data:
+        await tracing.chunk_sent(exchange.method, exchange.url, exchange.payload.data)
+
+
+async def _upload(
+    loop: Loop, connection: HttpConnection, exchange: Exchange, tracing: Tracing | None
+) -> HttpHead:
     """Send the body's pieces while the response may already come."""
-    writer = loop.create_task(_write_body(connection, exchange))
+    writer = loop.create_task(_write_body(connection, exchange, tracing))
     writer.add_done_callback(_written)
     connection.writer = writer  # keeps the task
     try:
@@ -145,7 +163,9 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-async def _write_body(connection: HttpConnection, exchange: Exchange) -> None:
+async def _write_body(
+    connection: HttpConnection, exchange: Exchange, tracing: Tracing | None
+) -> None:
     payload, chunked = exchange.payload, exchange.chunked
     if payload is None or payload.open is None:
         return
@@ -158,6 +178,8 @@ async def _write_body(connection: HttpConnection, exchange: Exchange) -> None:
             if left is not None:
                 data = data[:left]
                 left -= len(data)
+            if tracing is not None:
+                await tracing.chunk_sent(exchange.method, exchange.url, data)
             connection.write(_chunk(data) if chunked else data)
         if left:
             raise ClientPayloadError("The request's body is shorter than its Content-Length")

@@ -17,13 +17,16 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use pyo3::{PyTraverseError, PyVisit};
 
-use super::framing::{Framing, Part};
-use super::head::{self, ResponseHead};
+use super::framing::Framing;
+use super::head::ResponseHead;
 use super::stream::StreamReader;
 use super::wait::{Source, Wait};
+use super::websocket::WebSocket;
 use super::{faults, wake};
 use crate::ffi::confined::Confined;
 use crate::imports;
+
+mod receiving;
 
 enum Phase {
     Idle,
@@ -33,6 +36,9 @@ enum Phase {
         bodiless: bool,
     },
     Body(Framing),
+    /// The protocol was switched (a proxy's tunnel, a WebSocket); with what has come since then,
+    /// until a WebSocket takes it.
+    Switched(Vec<u8>),
 }
 
 type Slot = Confined<RefCell<Option<Py<PyAny>>>>;
@@ -52,6 +58,8 @@ pub struct Connection {
     head: Confined<RefCell<Option<Py<ResponseHead>>>>,
     /// The body that arrives.
     body: Confined<RefCell<Option<Py<StreamReader>>>>,
+    /// Takes what arrives after a switch of protocols.
+    socket: Confined<RefCell<Option<Py<WebSocket>>>>,
     /// Why no exchange is possible any more.
     error: Slot,
     flags: Confined<Flags>,
@@ -66,6 +74,8 @@ struct Flags {
     sending: Cell<bool>,
     /// Content encodings are undone.
     decode: Cell<bool>,
+    /// The status with which the next response switches the protocol; 0 for none.
+    switch: Cell<u16>,
     reading_paused: Cell<bool>,
     writing_paused: Cell<bool>,
     /// Counts arrivals, for the timer that watches for silence.
@@ -159,157 +169,13 @@ impl Connection {
         Ok(())
     }
 
-    fn pause_reading(&self, py: Python<'_>) -> PyResult<()> {
+    pub fn pause_reading(&self, py: Python<'_>) -> PyResult<()> {
         if !self.flags(py).reading_paused.replace(true)
             && let Some(transport) = self.transport(py)
         {
             transport.call_method0(intern!(py, "pause_reading"))?;
         }
         Ok(())
-    }
-
-    /// Reads what has arrived; an error is the peer's.
-    fn receive(slf: &Bound<'_, Self>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        let input = data.as_bytes();
-        let mut at = 0;
-        while at < input.len() {
-            let phase = this.phase.get(py).replace(Phase::Idle);
-            match phase {
-                Phase::Idle => {
-                    // Nobody asked: what follows could be taken for the next response.
-                    this.flags(py).keep.set(false);
-                    return this.shut(py, "close");
-                }
-                Phase::Head { partial, bodiless } => {
-                    match this.receive_head(slf, partial, bodiless, &input[at..])? {
-                        Some(used) => at += used,
-                        None => return Ok(()),
-                    }
-                }
-                Phase::Body(framing) => match this.receive_body(py, framing, data, at)? {
-                    Some(next) => at = next,
-                    None => return Ok(()),
-                },
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns how much of the input was the head's; None when it is incomplete or unusable.
-    fn receive_head(
-        &self,
-        slf: &Bound<'_, Self>,
-        mut partial: Vec<u8>,
-        bodiless: bool,
-        input: &[u8],
-    ) -> PyResult<Option<usize>> {
-        let py = slf.py();
-        let before = partial.len();
-        let parsed = if before == 0 {
-            head::parse(input)
-        } else {
-            partial.extend_from_slice(input);
-            head::parse(&partial)
-        };
-        let (head, length) = match parsed {
-            Ok(Some(parsed)) => parsed,
-            Ok(None) => {
-                if before == 0 {
-                    partial.extend_from_slice(input);
-                }
-                self.phase.get(py).replace(Phase::Head { partial, bodiless });
-                return Ok(None);
-            }
-            Err(text) => return self.fail_badly(py, &text).map(|()| None),
-        };
-        let used = length - before;
-        if head.status < 200 && head.status != 101 {
-            self.phase.get(py).replace(Phase::Head { partial: Vec::new(), bodiless });
-            return Ok(Some(used));
-        }
-        let framing = match head.framing(bodiless) {
-            Ok(framing) => framing,
-            Err(text) => return self.fail_badly(py, &text).map(|()| None),
-        };
-        self.flags(py).keep.set(head.keeps_alive() && !matches!(framing, Framing::UntilClose));
-        let complete = framing.is_complete();
-        let decode = self.flags(py).decode.get() && !complete;
-        let decoder = if decode { head.decoder() } else { None };
-        let connection = (!complete).then(|| slf.clone().unbind());
-        let body = StreamReader::create(self.event_loop.clone_ref(py), connection, decoder);
-        let body = Py::new(py, body)?;
-        let head = Py::new(py, ResponseHead::new(head, body.clone_ref(py)))?;
-        // To the one who waits now: the connection may be lent again before that task runs.
-        let waiter = self.head_waiter.get(py).take();
-        match waiter {
-            Some(waiter) => {
-                if !waiter.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
-                    waiter.call_method1(py, intern!(py, "set_result"), (head,))?;
-                }
-            }
-            None => drop(self.head.get(py).replace(Some(head))),
-        }
-        if !complete {
-            self.phase.get(py).replace(Phase::Body(framing));
-            self.body.get(py).replace(Some(body));
-        }
-        if complete {
-            self.finish(py)?;
-        }
-        Ok(Some(used))
-    }
-
-    /// Takes the rest of the input for the body; returns where it ended, or None when it goes on.
-    fn receive_body(
-        &self,
-        py: Python<'_>,
-        mut framing: Framing,
-        data: &Bound<'_, PyBytes>,
-        mut at: usize,
-    ) -> PyResult<Option<usize>> {
-        let Some(body) = self.body.get(py).borrow().as_ref().map(|body| body.clone_ref(py)) else {
-            return Ok(None);
-        };
-        let body = body.get();
-        let input = data.as_bytes();
-        let (mut too_much, mut ended, mut in_data) = (false, false, false);
-        while at < input.len() && !ended {
-            match framing.next(&input[at..]) {
-                Ok(Part::Data(count)) => {
-                    too_much = body.feed(py, data, at, at + count);
-                    at += count;
-                    ended = framing.is_complete();
-                    in_data = true;
-                }
-                Ok(Part::Skipped(count)) => {
-                    at += count;
-                    if std::mem::take(&mut in_data) {
-                        body.chunk_ended(py);
-                    }
-                }
-                Ok(Part::End(count)) => {
-                    at += count;
-                    ended = true;
-                    body.last_chunk(py);
-                }
-                Err(text) => {
-                    let error = faults::incomplete(py, text);
-                    self.fail(py, error)?;
-                    return Ok(None);
-                }
-            }
-        }
-        if ended {
-            self.finish(py)?;
-            return Ok(Some(at));
-        }
-        self.phase.get(py).replace(Phase::Body(framing));
-        if too_much {
-            self.pause_reading(py)?;
-        }
-        body.wake(py)?;
-        Ok(None)
     }
 
     /// The response is complete.
@@ -329,10 +195,7 @@ impl Connection {
     /// The exchange is over: tells whoever lent the connection, once.
     fn free(&self, py: Python<'_>) -> PyResult<()> {
         let flags = self.flags(py);
-        let timer = self.timer.get(py).take();
-        if let Some(timer) = timer {
-            timer.call_method0(py, intern!(py, "cancel"))?;
-        }
+        self.cancel_timer(py)?;
         if !flags.lent.replace(false) {
             return Ok(());
         }
@@ -340,6 +203,14 @@ impl Connection {
             self.shut(py, "close")?;
         }
         Ok(())
+    }
+
+    fn cancel_timer(&self, py: Python<'_>) -> PyResult<()> {
+        let timer = self.timer.get(py).take();
+        match timer {
+            Some(timer) => timer.call_method0(py, intern!(py, "cancel")).map(drop),
+            None => Ok(()),
+        }
     }
 
     fn tell(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -357,11 +228,17 @@ impl Connection {
 
     /// The exchange has failed, and with it the connection.
     fn fail(&self, py: Python<'_>, error: PyErr) -> PyResult<()> {
-        self.phase.get(py).replace(Phase::Idle);
+        let phase = self.phase.get(py).replace(Phase::Idle);
+        // A WebSocket's last frame may still be on its way.
+        let how = if matches!(phase, Phase::Switched(_)) { "close" } else { "abort" };
         self.flags(py).keep.set(false);
         if self.error.get(py).borrow().is_none() {
             let object = crate::errors::exception(py, &error).unbind();
             self.error.get(py).replace(Some(object));
+        }
+        let socket = self.socket.get(py).take();
+        if let Some(socket) = socket {
+            socket.get().fail(py, &error)?;
         }
         let body = self.body.get(py).take();
         if let Some(body) = body {
@@ -369,7 +246,7 @@ impl Connection {
         }
         self.wake(py, &self.head_waiter)?;
         self.wake(py, &self.room_waiter)?;
-        self.shut(py, "abort")?;
+        self.shut(py, how)?;
         self.free(py)
     }
 
@@ -432,6 +309,7 @@ impl Connection {
             phase: Confined::new(RefCell::new(Phase::Idle)),
             head: Confined::new(RefCell::new(None)),
             body: Confined::new(RefCell::new(None)),
+            socket: Confined::new(RefCell::new(None)),
             error: slot(),
             flags: Confined::new(Flags { keep: Cell::new(true), ..Flags::default() }),
         }
@@ -503,6 +381,24 @@ impl Connection {
         flags.exchanges.set(number);
         transport.call_method1(intern!(py, "write"), (data,))?;
         Ok(number)
+    }
+
+    /// The next response switches the protocol if it has this status: nothing that follows is HTTP.
+    fn expect_switch(&self, py: Python<'_>, status: u16) {
+        self.flags(py).switch.set(status);
+    }
+
+    /// Give what arrives after a switch to a WebSocket.
+    fn attach(&self, py: Python<'_>, socket: Py<WebSocket>) -> PyResult<()> {
+        self.check(py)?;
+        let rest = match &mut *self.phase.get(py).borrow_mut() {
+            Phase::Switched(rest) => std::mem::take(rest),
+            _ => return Err(PyRuntimeError::new_err("the protocol was not switched")),
+        };
+        let before = self.socket.get(py).replace(Some(socket.clone_ref(py)));
+        drop(before);
+        self.resume_reading(py)?;
+        self.feed_socket(py, &socket, &rest)
     }
 
     /// Wait for the response's head.
@@ -602,6 +498,11 @@ impl Connection {
         {
             visit.call(&*body)?;
         }
+        if let Some(cell) = self.socket.in_traverse(&visit)
+            && let Ok(socket) = cell.try_borrow()
+        {
+            visit.call(&*socket)?;
+        }
         Ok(())
     }
 
@@ -612,6 +513,7 @@ impl Connection {
         }
         let head = self.head.get(py).take();
         let body = self.body.get(py).take();
-        drop((head, body));
+        let socket = self.socket.get(py).take();
+        drop((head, body, socket));
     }
 }

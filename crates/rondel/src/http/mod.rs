@@ -9,6 +9,7 @@
 //! | [`queue`] | what has arrived of a body and was not read |
 //! | [`stream`] | the body as `response.content` |
 //! | [`faults`] | the exceptions |
+//! | [`websocket`] | frames of a WebSocket, after the switch of protocols |
 //! | [`wait`] | the awaitable of all reads: no Future when what it wants has arrived |
 //!
 //! Bytes come from [`crate::transport`], whose TLS is the program's own `ssl.SSLContext`; what happens
@@ -24,6 +25,7 @@ pub mod head;
 mod queue;
 pub mod stream;
 pub mod wait;
+pub mod websocket;
 
 use pyo3::prelude::*;
 

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 
 use super::connection::Connection;
 use super::stream::{StreamReader, Want};
+use super::websocket::WebSocket;
 use crate::coroutine;
 use crate::ffi::confined::Confined;
 use crate::ffi::stepping::{self, Step, Steps};
@@ -23,6 +24,8 @@ pub enum Source {
     Head(Py<Connection>),
     /// Room to write.
     Room(Py<Connection>),
+    /// A WebSocket's next message.
+    Message(Py<WebSocket>),
 }
 
 impl Source {
@@ -30,6 +33,7 @@ impl Source {
         match self {
             Source::Body(stream, want) => stream.get().take(py, want),
             Source::Head(connection) => connection.get().take_head(py),
+            Source::Message(socket) => socket.get().take(py),
             Source::Room(connection) => Ok(connection.get().has_room(py)?.then(|| py.None())),
         }
     }
@@ -39,6 +43,7 @@ impl Source {
             Source::Body(stream, _) => stream.get().waiter(py),
             Source::Head(connection) => connection.get().head_waiter(py),
             Source::Room(connection) => connection.get().room_waiter(py),
+            Source::Message(socket) => socket.get().waiter(py),
         }
     }
 }
@@ -151,6 +156,7 @@ impl Wait {
                 Some(Source::Head(connection) | Source::Room(connection)) => {
                     visit.call(connection)?;
                 }
+                Some(Source::Message(socket)) => visit.call(socket)?,
                 None => {}
             }
         }
