@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use socket2::{SockAddr, SockRef, Socket};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef<'_>) -> R) -> R {
     // SAFETY: the borrow ends with this function. Callers hold the descriptor open; if one did not,
@@ -25,9 +25,12 @@ fn check(fd: RawFd) -> io::Result<RawFd> {
 /// # Errors
 /// The operating system's; `WouldBlock` when nothing has arrived.
 pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: initialised bytes are valid as MaybeUninit, and recv only writes initialised bytes.
-    let buffer = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
-    recv_uninit(fd, buffer)
+    recv_uninit(fd, as_uninit(buffer))
+}
+
+fn as_uninit(buffer: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: initialised bytes are valid as MaybeUninit, and receiving only writes initialised bytes.
+    unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) }
 }
 
 /// Receives into memory that need not be initialised: the first so many bytes are, afterwards.
@@ -121,6 +124,44 @@ fn accept_nonblocking(socket: &SockRef<'_>) -> io::Result<(Socket, SockAddr)> {
     let (connection, address) = socket.accept()?;
     connection.set_nonblocking(true)?;
     Ok((connection, address))
+}
+
+/// Begins to connect a new TCP socket, non-blocking and not inherited by child processes. Once it is
+/// writable, [`connect_error`] tells what came of it.
+///
+/// # Errors
+/// The operating system's, when that is known at once.
+pub fn connect(address: &SockAddr) -> io::Result<OwnedFd> {
+    let socket = nonblocking_stream(Domain::from(i32::from(address.family())))?;
+    match socket.connect(address) {
+        Ok(()) => {}
+        // The same errors as Python's BlockingIOError and InterruptedError stand for.
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINPROGRESS | libc::EALREADY | libc::EAGAIN | libc::EINTR) => {}
+            _ => return Err(error),
+        },
+    }
+    Ok(OwnedFd::from(socket))
+}
+
+#[cfg(target_os = "linux")]
+fn nonblocking_stream(domain: Domain) -> io::Result<Socket> {
+    Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn nonblocking_stream(domain: Domain) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// What a finished connect came to: None when the socket is connected.
+///
+/// # Errors
+/// The operating system's, when it does not tell.
+pub fn connect_error(fd: RawFd) -> io::Result<Option<io::Error>> {
+    with_socket(check(fd)?, |socket| socket.take_error())
 }
 
 /// The address of the socket's own end.

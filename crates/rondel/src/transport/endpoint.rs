@@ -37,8 +37,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An accepted connection.
-    pub fn accepted(fd: OwnedFd, peer: SockAddr) -> Self {
+    /// A connection whose descriptor is ours.
+    pub fn owned(fd: OwnedFd, peer: SockAddr) -> Self {
         let raw = fd.as_raw_fd();
         Endpoint {
             number: raw,

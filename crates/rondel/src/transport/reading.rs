@@ -19,7 +19,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rondel_reactor::net;
 
-use super::socket::{SocketTransport, Stream, fatal_error, update_hold};
+use super::ending::fatal_error;
+use super::socket::{SocketTransport, Stream, update_hold};
 use super::tls::layer::TlsLayer;
 use super::{tls, writing};
 use crate::errors::os_error;
@@ -92,7 +93,8 @@ fn read_a_share(
     Ok(())
 }
 
-fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
+/// Reads in the next turn, whatever the poller says.
+pub fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
     if stream.read_scheduled.replace(true) {
         return;
     }
