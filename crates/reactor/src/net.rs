@@ -41,6 +41,43 @@ pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usiz
     with_socket(check(fd)?, |socket| socket.recv(buffer))
 }
 
+/// As [`recv_uninit`] on a Unix socket, and tells whether the kernel may have stopped early: it does
+/// where a descriptor or the sender's credentials came along, whatever follows.
+///
+/// # Errors
+/// As [`recv`].
+#[cfg(target_os = "linux")]
+pub fn recv_uninit_told(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<(usize, bool)> {
+    let fd = check(fd)?;
+    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all zeros is a message header without address, pieces or control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    // SAFETY: the header describes one piece of writable memory, which outlives the call.
+    let received = unsafe { libc::recvmsg(fd, &raw mut message, 0) };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    // There is no room for control data: whatever would have come counts as cut off.
+    Ok((received, message.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
+/// As [`recv_uninit`] on a Unix socket; whether the kernel has stopped early is not known here.
+///
+/// # Errors
+/// As [`recv`].
+#[cfg(not(target_os = "linux"))]
+pub fn recv_uninit_told(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<(usize, bool)> {
+    Ok((recv_uninit(fd, buffer)?, true))
+}
+
+/// The same into initialised memory.
+///
+/// # Errors
+/// As [`recv`].
+pub fn recv_told(fd: RawFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    recv_uninit_told(fd, as_uninit(buffer))
+}
+
 /// Receives up to `most` bytes behind what a vector holds; returns how many came.
 ///
 /// # Errors

@@ -91,6 +91,11 @@ impl Endpoint {
         self.local.as_ref().is_some_and(|address| address.is_ipv4() || address.is_ipv6())
     }
 
+    /// Whether this is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        self.local.as_ref().is_some_and(SockAddr::is_unix)
+    }
+
     /// The address family, as far as it is known.
     pub fn family(&self) -> Option<i32> {
         self.local.as_ref().map(|address| address.family().into())
