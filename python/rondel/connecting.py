@@ -76,6 +76,11 @@ class Connecting(Tls):
                 server_hostname = host
         if sock is not None:
             _refuse_ssl_socket(sock)
+        has_options = ssl or sock or local_addr or proto or flags or all_errors
+        if not has_options and happy_eyeballs_delay is None and self._connects_natively():
+            connecting = self._create_connection(protocol_factory, host, port, family)
+            if connecting is not None:
+                return cast(Pair, await connecting)
         if happy_eyeballs_delay is not None and interleave is None:
             interleave = 1
 
@@ -109,6 +114,15 @@ class Connecting(Tls):
             shown = transport.get_extra_info("socket")
             logger.debug("%r connected to %s:%r: (%r, %r)", shown, host, port, transport, protocol)
         return transport, protocol
+
+    def _connects_natively(self) -> bool:
+        """Whether nobody has to see the steps: neither debug mode nor an override of one."""
+        return (
+            not self.get_debug()
+            and type(self).sock_connect is _SOCK_CONNECT
+            and type(self)._make_socket_transport is _MAKE_TRANSPORT
+            and self.__dict__.keys().isdisjoint(_STEPS)
+        )
 
     async def connect_accepted_socket(  # type: ignore[override]
         self,
@@ -396,6 +410,12 @@ class Connecting(Tls):
     def _warn_in_debug(self, message: str) -> None:
         if self.get_debug():
             logger.warning(message)
+
+
+#: The steps of connecting that a program may replace, and what they are if it did not.
+_STEPS = ("sock_connect", "_make_socket_transport")
+_SOCK_CONNECT = Connecting.sock_connect
+_MAKE_TRANSPORT = Connecting._make_socket_transport
 
 
 def _check_ssl_arguments(ssl: object, **arguments: object) -> None:

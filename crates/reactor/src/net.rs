@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use socket2::{SockAddr, SockRef, Socket};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 fn with_socket<R>(fd: RawFd, f: impl FnOnce(&SockRef<'_>) -> R) -> R {
     // SAFETY: the borrow ends with this function. Callers hold the descriptor open; if one did not,
@@ -25,9 +25,12 @@ fn check(fd: RawFd) -> io::Result<RawFd> {
 /// # Errors
 /// The operating system's; `WouldBlock` when nothing has arrived.
 pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: initialised bytes are valid as MaybeUninit, and recv only writes initialised bytes.
-    let buffer = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
-    recv_uninit(fd, buffer)
+    recv_uninit(fd, as_uninit(buffer))
+}
+
+fn as_uninit(buffer: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: initialised bytes are valid as MaybeUninit, and receiving only writes initialised bytes.
+    unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) }
 }
 
 /// Receives into memory that need not be initialised: the first so many bytes are, afterwards.
@@ -36,6 +39,43 @@ pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
 /// As [`recv`].
 pub fn recv_uninit(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     with_socket(check(fd)?, |socket| socket.recv(buffer))
+}
+
+/// As [`recv_uninit`] on a Unix socket, and tells whether the kernel may have stopped early: it does
+/// where a descriptor or the sender's credentials came along, whatever follows.
+///
+/// # Errors
+/// As [`recv`].
+#[cfg(target_os = "linux")]
+pub fn recv_uninit_told(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<(usize, bool)> {
+    let fd = check(fd)?;
+    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all zeros is a message header without address, pieces or control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    // SAFETY: the header describes one piece of writable memory, which outlives the call.
+    let received = unsafe { libc::recvmsg(fd, &raw mut message, 0) };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    // There is no room for control data: whatever would have come counts as cut off.
+    Ok((received, message.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
+/// As [`recv_uninit`] on a Unix socket; whether the kernel has stopped early is not known here.
+///
+/// # Errors
+/// As [`recv`].
+#[cfg(not(target_os = "linux"))]
+pub fn recv_uninit_told(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<(usize, bool)> {
+    Ok((recv_uninit(fd, buffer)?, true))
+}
+
+/// The same into initialised memory.
+///
+/// # Errors
+/// As [`recv`].
+pub fn recv_told(fd: RawFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    recv_uninit_told(fd, as_uninit(buffer))
 }
 
 /// Receives up to `most` bytes behind what a vector holds; returns how many came.
@@ -121,6 +161,44 @@ fn accept_nonblocking(socket: &SockRef<'_>) -> io::Result<(Socket, SockAddr)> {
     let (connection, address) = socket.accept()?;
     connection.set_nonblocking(true)?;
     Ok((connection, address))
+}
+
+/// Begins to connect a new TCP socket, non-blocking and not inherited by child processes. Once it is
+/// writable, [`connect_error`] tells what came of it.
+///
+/// # Errors
+/// The operating system's, when that is known at once.
+pub fn connect(address: &SockAddr) -> io::Result<OwnedFd> {
+    let socket = nonblocking_stream(Domain::from(i32::from(address.family())))?;
+    match socket.connect(address) {
+        Ok(()) => {}
+        // The same errors as Python's BlockingIOError and InterruptedError stand for.
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINPROGRESS | libc::EALREADY | libc::EAGAIN | libc::EINTR) => {}
+            _ => return Err(error),
+        },
+    }
+    Ok(OwnedFd::from(socket))
+}
+
+#[cfg(target_os = "linux")]
+fn nonblocking_stream(domain: Domain) -> io::Result<Socket> {
+    Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn nonblocking_stream(domain: Domain) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// What a finished connect came to: None when the socket is connected.
+///
+/// # Errors
+/// The operating system's, when it does not tell.
+pub fn connect_error(fd: RawFd) -> io::Result<Option<io::Error>> {
+    with_socket(check(fd)?, |socket| socket.take_error())
 }
 
 /// The address of the socket's own end.

@@ -36,6 +36,18 @@ pub struct Readiness {
     pub read_closed: bool,
 }
 
+impl Readiness {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, later: Readiness) -> Readiness {
+        Readiness {
+            readable: self.readable || later.readable,
+            writable: self.writable || later.writable,
+            read_closed: self.read_closed || later.read_closed,
+        }
+    }
+}
+
 /// An event of the poller: the source's key and what became possible.
 #[derive(Clone, Copy, Debug)]
 pub struct Event {

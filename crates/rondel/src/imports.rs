@@ -166,6 +166,8 @@ current! {
     task_type = "asyncio.tasks"."Task";
     /// `asyncio.tasks.ensure_future`
     ensure_future = "asyncio.tasks"."ensure_future";
+    /// `socket.socket`, whatever has that name by now
+    current_socket_type = "socket"."socket";
     /// `asyncio.futures.Future`
     future_type = "asyncio.futures"."Future";
     /// `asyncio.events._set_running_loop`

@@ -11,6 +11,7 @@
 //! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`resolve`] | addresses that need no look-up |
+//! | [`connect`] | create_connection() to an address, without options |
 //! | [`sock`] | sock_recv and relatives |
 //! | [`files`] | files that are opened, read and written on the loop |
 //! | [`sendfile`] | sending files by the system call |
@@ -31,6 +32,7 @@
 
 #![allow(missing_docs)] // Python-visible names are documented for Python, in their docstrings.
 
+mod connect;
 mod coroutine;
 mod errors;
 mod event_loop;

@@ -13,6 +13,7 @@ use super::rehearsal::Rehearsal;
 use super::{
     Loop, State, debug, exceptions, life_cycle, meter, nesting, tasks, traverse, watching,
 };
+use crate::connect;
 use crate::coroutine::Coroutine;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
@@ -265,6 +266,17 @@ impl Loop {
         address: Py<PyAny>,
     ) -> PyResult<Coroutine> {
         sock::connect(slf, sock, address)
+    }
+
+    /// create_connection() to an address, without options; None when it takes more than that.
+    fn _create_connection<'py>(
+        slf: &Bound<'py, Self>,
+        protocol_factory: Py<PyAny>,
+        host: &Bound<'py, PyAny>,
+        port: &Bound<'py, PyAny>,
+        family: i32,
+    ) -> PyResult<Option<Coroutine>> {
+        connect::create_connection(slf, protocol_factory, host, port, family)
     }
 
     /// Send a file over a socket by the system call.

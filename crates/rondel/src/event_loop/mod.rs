@@ -379,6 +379,16 @@ impl State {
         drop(old);
     }
 
+    /// Hands a native source to another owner.
+    pub fn redirect(&self, key: Key, target: Py<PyAny>, on_event: OnEvent) {
+        let new = Source::Native { target: Target::Held(target), on_event };
+        let old = match self.sources.borrow_mut().get_mut(key) {
+            Some(source) => std::mem::replace(source, new),
+            None => new,
+        };
+        drop(old);
+    }
+
     /// The transport that uses a descriptor, if it is still there.
     pub fn transport_of<'py>(&self, py: Python<'py>, fd: RawFd) -> Option<Bound<'py, PyAny>> {
         let transport = self.transports.borrow().get(&fd).map(|weak| weak.clone_ref(py))?;

@@ -15,11 +15,13 @@
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`socket`] | the descriptor of a Python socket object, as it is now |
 //! | [`openssl`] | OpenSSL behind an `ssl.SSLObject`, without Python between |
+//! | [`audit`] | whether the program listens to audit events |
 //! | [`buffer`] | views of bytes-like objects; receiving straight into new `bytes` |
 //! | [`shared_buffer`] | memory that crosses between processes |
 //!
 //! The extension declares that it needs the GIL. "Attached" below means: holds it.
 
+pub mod audit;
 pub mod buffer;
 pub mod confined;
 pub mod context;

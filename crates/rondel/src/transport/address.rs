@@ -92,7 +92,10 @@ pub fn socket_object<'py>(
     family: i32,
 ) -> PyResult<Bound<'py, PyAny>> {
     use std::os::fd::{AsRawFd, IntoRawFd};
-    let arguments = (family, libc::SOCK_STREAM, 0, fd.as_raw_fd());
+    // What the sockets have that create_connection() and create_server() make by themselves.
+    let is_ip = family == libc::AF_INET || family == libc::AF_INET6;
+    let proto = if is_ip { libc::IPPROTO_TCP } else { 0 };
+    let arguments = (family, libc::SOCK_STREAM, proto, fd.as_raw_fd());
     let sock = imports::socket_type(py)?.call1(arguments)?;
     // The object owns the descriptor now.
     let _ = fd.into_raw_fd();

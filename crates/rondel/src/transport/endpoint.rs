@@ -37,8 +37,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An accepted connection.
-    pub fn accepted(fd: OwnedFd, peer: SockAddr) -> Self {
+    /// A connection whose descriptor is ours.
+    pub fn owned(fd: OwnedFd, peer: SockAddr) -> Self {
         let raw = fd.as_raw_fd();
         Endpoint {
             number: raw,
@@ -89,6 +89,11 @@ impl Endpoint {
     /// Whether this is a TCP connection (and no Unix socket).
     pub fn is_tcp(&self) -> bool {
         self.local.as_ref().is_some_and(|address| address.is_ipv4() || address.is_ipv6())
+    }
+
+    /// Whether this is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        self.local.as_ref().is_some_and(SockAddr::is_unix)
     }
 
     /// The address family, as far as it is known.

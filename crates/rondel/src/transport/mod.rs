@@ -6,6 +6,7 @@
 //! | [`reading`] | their reading side: into `bytes` or into the protocol's own buffer |
 //! | [`writing`] | their writing side: gather, send, flush, flow control |
 //! | [`gathering`] | writes that leave together |
+//! | [`ending`] | how their connections end |
 //! | [`endpoint`] | who owns the descriptor, and what get_extra_info() knows of it |
 //! | [`listener`] | accepting connections |
 //! | [`datagram`] | datagram sockets, connected or not |
@@ -16,6 +17,7 @@
 
 pub mod address;
 pub mod datagram;
+pub mod ending;
 pub mod endpoint;
 pub mod flow;
 pub mod gathering;

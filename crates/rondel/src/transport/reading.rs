@@ -3,12 +3,14 @@
 //! Sources are edge-triggered: an event promises data until a read comes back short. A transport
 //! that stops earlier (paused, closing, or its share of the turn used up) reads again by itself
 //! later. A short read says so of TCP only: on a Unix socket the kernel ends a read where a
-//! descriptor was passed or the sender's credentials change, whatever follows.
+//! descriptor was passed or the sender's credentials change, whatever follows, which [`receive`] asks
+//! it to tell.
 //!
 //! Small reads land in the loop's scratch memory and are copied into `bytes` of the right size. A
 //! connection that fills it gets large `bytes` to read into directly, until its reads are small
 //! again. A BufferedProtocol gives its own memory, and so does a StreamReader.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
@@ -19,7 +21,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rondel_reactor::net;
 
-use super::socket::{SocketTransport, Stream, fatal_error, update_hold};
+use super::ending::fatal_error;
+use super::socket::{SocketTransport, Stream, update_hold};
 use super::tls::layer::TlsLayer;
 use super::{tls, writing};
 use crate::errors::os_error;
@@ -43,6 +46,8 @@ const DELIVERY_ERROR: &str = "Fatal error: protocol.data_received() call failed.
 enum Outcome {
     /// Everything that had arrived was taken.
     Drained,
+    /// The read came back short, which does not mean that.
+    Short,
     /// The read was as large as it could be: there may be more.
     Filled,
     /// Nothing was there, or the connection is over.
@@ -69,7 +74,6 @@ fn read_a_share(
     stream: &Stream,
     to_the_end: bool,
 ) -> PyResult<()> {
-    let short_means_all = !to_the_end && stream.endpoint.is_tcp();
     for _ in 0..READS_PER_TURN {
         if !stream.is_reading() {
             return Ok(());
@@ -81,8 +85,8 @@ fn read_a_share(
         };
         match outcome {
             Outcome::Done => return Ok(()),
-            Outcome::Drained if short_means_all => return Ok(()),
-            Outcome::Drained => {}
+            Outcome::Drained if !to_the_end => return Ok(()),
+            Outcome::Drained | Outcome::Short => {}
             // One large piece is a turn's share.
             Outcome::Filled if stream.read_size.get() >= MAX_READ => break,
             Outcome::Filled => {}
@@ -92,7 +96,8 @@ fn read_a_share(
     Ok(())
 }
 
-fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
+/// Reads in the next turn, whatever the poller says.
+pub fn read_later(this: &Bound<'_, SocketTransport>, stream: &Stream) {
     if stream.read_scheduled.replace(true) {
         return;
     }
@@ -144,6 +149,17 @@ fn log_in_debug(this: &Bound<'_, SocketTransport>, stream: &Stream, what: &str) 
     Ok(())
 }
 
+/// What a read of so many bytes says when the kernel was not asked for more than that.
+fn outcome_of(stream: &Stream, received: usize, capacity: usize) -> Outcome {
+    if received == capacity {
+        Outcome::Filled
+    } else if stream.endpoint.is_tcp() {
+        Outcome::Drained
+    } else {
+        Outcome::Short
+    }
+}
+
 fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {
     let py = this.py();
     if let Some(protocol) = stream.protocol(py)
@@ -157,7 +173,7 @@ fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Ou
     {
         return read_ciphertext(this, stream, layer);
     }
-    let Some((data, capacity)) = receive(this, stream)? else { return Ok(Outcome::Done) };
+    let Some((data, capacity, cut)) = receive(this, stream)? else { return Ok(Outcome::Done) };
     let received = data.len()?;
     if received == 0 {
         return end_of_file(this, stream).map(|()| Outcome::Done);
@@ -172,7 +188,10 @@ fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Ou
         fatal_error(this, error, DELIVERY_ERROR)?;
         return Ok(Outcome::Done);
     }
-    Ok(if received == capacity { Outcome::Filled } else { Outcome::Drained })
+    Ok(match outcome_of(stream, received, capacity) {
+        Outcome::Short if !cut => Outcome::Drained,
+        outcome => outcome,
+    })
 }
 
 /// Receives into a StreamReader of ours. A read(n) that waits for the first bytes gets `bytes` that
@@ -214,7 +233,7 @@ fn read_into_reader(
         return Ok(Outcome::Done);
     }
     if received < capacity {
-        return Ok(Outcome::Drained);
+        return Ok(outcome_of(stream, received, capacity));
     }
     if wanted > 0 && stream.is_reading() {
         read_later(this, stream);
@@ -275,23 +294,36 @@ fn read_ciphertext(
         fatal_error(this, error, "Fatal error: protocol.data_received() call failed.")?;
         return Ok(Outcome::Done);
     }
-    Ok(if received == capacity { Outcome::Filled } else { Outcome::Drained })
+    Ok(outcome_of(stream, received, capacity))
 }
 
-/// Receives into new bytes; returns them with how many they could have been. None when nothing was
-/// there or the connection failed.
+/// Receives into new bytes; returns them with how many they could have been, and whether a read that
+/// came back short may have left something. None when nothing was there or the connection failed.
 fn receive<'py>(
     this: &Bound<'py, SocketTransport>,
     stream: &Stream,
-) -> PyResult<Option<(Bound<'py, PyBytes>, usize)>> {
+) -> PyResult<Option<(Bound<'py, PyBytes>, usize, bool)>> {
     let py = this.py();
     let fd = stream.endpoint.fd(py);
     let size = stream.read_size.get();
     let Some(event_loop) = stream.event_loop(py) else { return Ok(None) };
     let state = event_loop.get().state(py);
-    let received = receive_by(py, state, fd, size, (net::recv, net::recv_uninit))?;
+    let cut = Cell::new(!stream.endpoint.is_tcp());
+    let received = if stream.endpoint.is_unix() {
+        let note = |(received, is_cut)| {
+            cut.set(is_cut);
+            received
+        };
+        let calls = (
+            |fd, memory: &mut [u8]| net::recv_told(fd, memory).map(note),
+            |fd, memory: &mut [MaybeUninit<u8>]| net::recv_uninit_told(fd, memory).map(note),
+        );
+        receive_by(py, state, fd, size, calls)?
+    } else {
+        receive_by(py, state, fd, size, (net::recv, net::recv_uninit))?
+    };
     match received {
-        Ok(received) => Ok(Some(received)),
+        Ok((data, capacity)) => Ok(Some((data, capacity, cut.get()))),
         Err(error) if net::is_retry(&error) => Ok(None),
         Err(error) => {
             fatal_error(this, os_error(py, &error), READ_ERROR)?;
@@ -300,20 +332,17 @@ fn receive<'py>(
     }
 }
 
-/// The system's way to read from a descriptor: into scratch memory, and into new `bytes`.
-pub type Calls = (
-    fn(RawFd, &mut [u8]) -> io::Result<usize>,
-    fn(RawFd, &mut [MaybeUninit<u8>]) -> io::Result<usize>,
-);
-
 /// Reads up to `size` bytes, or a scratch full, into new bytes; returns them with how many they
-/// could have been.
+/// could have been. The calls are the system's: into scratch memory, and into new `bytes`.
 pub fn receive_by<'py>(
     py: Python<'py>,
     state: &State,
     fd: RawFd,
     size: usize,
-    (into_scratch, into_bytes): Calls,
+    (into_scratch, into_bytes): (
+        impl FnOnce(RawFd, &mut [u8]) -> io::Result<usize>,
+        impl FnOnce(RawFd, &mut [MaybeUninit<u8>]) -> io::Result<usize>,
+    ),
 ) -> PyResult<io::Result<(Bound<'py, PyBytes>, usize)>> {
     if size > SCRATCH {
         let received = bytes_filled_by(py, size, |memory| into_bytes(fd, memory))?;
@@ -384,7 +413,7 @@ fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyR
         fatal_error(this, error, "Fatal error: protocol.buffer_updated() call failed.")?;
         return Ok(Outcome::Done);
     }
-    Ok(if received == capacity { Outcome::Filled } else { Outcome::Drained })
+    Ok(outcome_of(stream, received, capacity))
 }
 
 fn end_of_file(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {

@@ -24,10 +24,11 @@ use rondel_reactor::slab::Key;
 use rondel_reactor::write_queue::WriteQueue;
 use socket2::SockAddr;
 
+use super::ending::{fatal_error, force_close, forget_at_server, unregister};
 use super::endpoint::Endpoint;
 use super::flow::Flow;
 use super::{reading, writing};
-use crate::event_loop::{Loop, Target, turn};
+use crate::event_loop::{Loop, State, Target, turn};
 use crate::ffi::confined::Confined;
 use crate::ffi::context;
 use crate::ffi::handle::HandleRef;
@@ -68,17 +69,19 @@ pub struct Stream {
     pub context: Py<PyContext>,
     pub endpoint: Endpoint,
     pub key: Cell<Option<Key>>,
+    /// What became possible before connection_made(); None when that is over, or without meaning.
+    early: Cell<Option<Readiness>>,
     /// The loop does not keep the transport alive; see [`update_hold`].
     dormant: Cell<bool>,
-    server: RefCell<Option<Py<PyAny>>>,
+    pub server: RefCell<Option<Py<PyAny>>>,
     /// The transport's id(), by which the server knows it.
-    identity: Cell<usize>,
+    pub identity: Cell<usize>,
     waiter: RefCell<Option<Py<PyAny>>>,
 
     pub closing: Cell<bool>,
     /// How often writes came after the connection was lost, plus one; 0 while it is not lost.
     pub conn_lost: Cell<u32>,
-    lost_reason: RefCell<Option<PyErr>>,
+    pub lost_reason: RefCell<Option<PyErr>>,
 
     pub read_paused: Cell<bool>,
     /// The peer has ended its direction and the protocol keeps ours open.
@@ -135,7 +138,28 @@ impl SocketTransport {
         context: &Bound<'py, PyContext>,
         server: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, Self>> {
-        Self::open(event_loop, Endpoint::accepted(fd, peer), protocol, context, None, server)
+        Self::open(event_loop, Endpoint::owned(fd, peer), protocol, context, None, server)
+    }
+
+    /// Makes a transport of a connection that we made; [`SocketTransport::take_over`] follows.
+    pub fn connected<'py>(
+        event_loop: &Bound<'py, Loop>,
+        (fd, peer): (OwnedFd, SockAddr),
+        protocol: &Bound<'py, PyAny>,
+        waiter: Py<PyAny>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let context = context::copy_current(event_loop.py())?;
+        let endpoint = Endpoint::owned(fd, peer);
+        Self::open(event_loop, endpoint, protocol, &context, Some(waiter), None)
+    }
+
+    /// Takes over the place in the poller that the socket had while it was connecting, and what
+    /// became possible meanwhile; that has to wait until the transport has started.
+    pub fn take_over(this: &Bound<'_, Self>, state: &State, key: Key, seen: Readiness) {
+        let stream = this.get().stream(this.py());
+        stream.key.set(Some(key));
+        stream.early.set(Some(seen));
+        state.redirect(key, this.clone().into_any().unbind(), on_event);
     }
 
     fn open<'py>(
@@ -161,6 +185,7 @@ impl SocketTransport {
             context: context.clone().unbind(),
             endpoint,
             key: Cell::new(None),
+            early: Cell::new(None),
             dormant: Cell::new(false),
             server: RefCell::new(server),
             identity: Cell::new(0),
@@ -252,7 +277,8 @@ impl Stream {
     }
 }
 
-fn stream_of<'a>(target: &'a Bound<'_, PyAny>) -> PyResult<&'a Bound<'a, SocketTransport>> {
+/// The transport that a step or an event is of.
+pub fn stream_of<'a>(target: &'a Bound<'_, PyAny>) -> PyResult<&'a Bound<'a, SocketTransport>> {
     // The bound's lifetime is covariant; steps are only scheduled on transports.
     Ok(target.cast::<SocketTransport>()?)
 }
@@ -266,12 +292,21 @@ fn started(target: &Bound<'_, PyAny>) -> PyResult<()> {
         && stream.conn_lost.get() == 0
     {
         let state = event_loop.get().state(py);
-        match state.add_native(stream.endpoint.fd(py), target.clone().unbind(), on_event) {
-            Ok(key) => {
-                stream.key.set(Some(key));
-                update_hold(this, stream)?;
+        if let Some(seen) = stream.early.take() {
+            if seen.readable && stream.is_reading() {
+                reading::read_later(this, stream);
             }
-            Err(error) => fatal_error(this, error, "Fatal error on transport")?,
+            if seen.writable {
+                writing::ready(this)?;
+            }
+        } else {
+            match state.add_native(stream.endpoint.fd(py), target.clone().unbind(), on_event) {
+                Ok(key) => {
+                    stream.key.set(Some(key));
+                    update_hold(this, stream)?;
+                }
+                Err(error) => fatal_error(this, error, "Fatal error on transport")?,
+            }
         }
     }
     match stream.waiter.take() {
@@ -283,6 +318,11 @@ fn started(target: &Bound<'_, PyAny>) -> PyResult<()> {
 /// What the poller's events lead to.
 fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
     let this = stream_of(target)?;
+    let stream = this.get().stream(this.py());
+    if let Some(seen) = stream.early.get() {
+        stream.early.set(Some(seen.and(readiness)));
+        return Ok(());
+    }
     let read =
         if readiness.readable { reading::ready(this, readiness.read_closed) } else { Ok(()) };
     // An exception that leaves the loop must not take the other half of the event with it.
@@ -306,98 +346,6 @@ pub fn update_hold(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResu
     };
     event_loop.get().state(this.py()).hold(key, how);
     Ok(())
-}
-
-/// Ends a connection after an error.
-pub fn fatal_error(this: &Bound<'_, SocketTransport>, error: PyErr, message: &str) -> PyResult<()> {
-    let py = this.py();
-    let stream = this.get().stream(py);
-    super::note_fatal(stream.event_loop(py), this, stream.protocol(py), &error, message)?;
-    force_close(this, Some(error))
-}
-
-/// Ends the connection now: what is queued is lost.
-pub fn force_close(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) -> PyResult<()> {
-    let py = this.py();
-    let stream = this.get().stream(py);
-    if stream.conn_lost.get() > 0 {
-        return Ok(());
-    }
-    let dropped = stream.queue.borrow_mut().take();
-    drop(dropped);
-    lose(this, error)
-}
-
-/// Schedules connection_lost(). The caller has checked that this happens once.
-///
-/// # Errors
-/// `RuntimeError` when the loop is closed.
-pub fn lose(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) -> PyResult<()> {
-    let py = this.py();
-    let stream = this.get().stream(py);
-    if let Some(event_loop) = stream.event_loop(py) {
-        event_loop.get().state(py).check_closed()?;
-    }
-    stream.closing.set(true);
-    stream.conn_lost.set(1);
-    drop(stream.lost_reason.replace(error));
-    unregister(stream, py);
-    writing::tell_sendfile(stream, py)?;
-    if let Some(event_loop) = stream.event_loop(py) {
-        let target = this.clone().into_any().unbind();
-        event_loop.get().state(py).push_step(target, connection_lost);
-    }
-    Ok(())
-}
-
-fn unregister(stream: &Stream, py: Python<'_>) {
-    if let Some(key) = stream.key.take()
-        && let Some(event_loop) = stream.event_loop(py)
-    {
-        let fd = stream.endpoint.fd(py);
-        event_loop.get().state(py).remove_native(fd, key);
-    }
-}
-
-/// Step: the protocol learns of the end, and the socket is closed.
-fn connection_lost(target: &Bound<'_, PyAny>) -> PyResult<()> {
-    let this = stream_of(target)?;
-    let py = this.py();
-    let stream = this.get().stream(py);
-    let reason = stream.lost_reason.take().map(|error| error.into_value(py));
-    let told = match stream.protocol(py) {
-        Some(protocol) => context::run_in(stream.context.bind(py), || {
-            protocol.call_method1(intern!(py, "connection_lost"), (reason,))
-        })
-        .map(drop),
-        None => Ok(()),
-    };
-    let closed = shut(this);
-    told.and(closed)
-}
-
-/// Tells the server of a connection that the program dropped instead of closing it.
-fn forget_at_server(stream: &Stream, py: Python<'_>) {
-    if let Some(server) = stream.server.take() {
-        // The collector may have taken the server apart already: nobody waits for it then.
-        let _ = server.call_method1(py, intern!(py, "_forget"), (stream.identity.get(),));
-    }
-}
-
-/// Closes the socket and lets go of everything; the server learns that the connection is gone.
-fn shut(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
-    let py = this.py();
-    let stream = this.get().stream(py);
-    unregister(stream, py);
-    if let Some(event_loop) = stream.event_loop.take() {
-        super::forget_descriptor(event_loop.bind(py), stream.endpoint.number(), this);
-    }
-    let closed = stream.endpoint.close(py);
-    drop(stream.protocol.take());
-    if let Some(server) = stream.server.take() {
-        server.call_method1(py, intern!(py, "_detach"), (this,))?;
-    }
-    closed
 }
 
 #[pymethods]
@@ -576,7 +524,8 @@ impl SocketTransport {
 fn describe(stream: &Stream) -> String {
     let polling = stream.event_loop.borrow().is_some().then(|| {
         let size = stream.queue.borrow().len();
-        (stream.key.get().is_some() && stream.is_reading(), size > 0, size)
+        let polled = stream.key.get().is_some() && stream.early.get().is_none();
+        (polled && stream.is_reading(), size > 0, size)
     });
     super::description("SocketTransport", &stream.endpoint, stream.closing.get(), polling)
 }

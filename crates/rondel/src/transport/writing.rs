@@ -14,10 +14,9 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
 use rondel_reactor::net;
 
+use super::ending::{fatal_error, lose};
 use super::flow;
-use super::socket::{
-    Chunk, SocketTransport, Stream, check_not_ended, fatal_error, lose, update_hold,
-};
+use super::socket::{Chunk, SocketTransport, Stream, check_not_ended, update_hold};
 use crate::errors::os_error;
 use crate::event_loop::turn;
 use crate::ffi::buffer::View;

@@ -84,7 +84,7 @@ fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
         if !is_reading(this) {
             return Ok(());
         }
-        let calls = (pipe::read as _, pipe::read_uninit as _);
+        let calls = (pipe::read, pipe::read_uninit);
         let state = event_loop.get().state(py);
         let (data, capacity) = match receive_by(py, state, end.fd, reading.read_size.get(), calls)?
         {

@@ -15,7 +15,8 @@ use super::{Phase, Told, flow, phases};
 use crate::event_loop::Loop;
 use crate::ffi::confined::Confined;
 use crate::imports;
-use crate::transport::socket::{self, SocketTransport};
+use crate::transport::ending;
+use crate::transport::socket::SocketTransport;
 use crate::transport::writing;
 
 /// Seconds that a handshake may take (asyncio's default).
@@ -287,7 +288,7 @@ impl Layer {
     /// Ends the transport below at once; connection_lost() gets the error.
     pub fn force_close_lower(&self, py: Python<'_>, error: Option<PyErr>) -> PyResult<()> {
         match self.lower(py) {
-            Some(Lower::Socket(socket)) => socket::force_close(socket.bind(py), error),
+            Some(Lower::Socket(socket)) => ending::force_close(socket.bind(py), error),
             Some(Lower::Object(object)) => {
                 let object = object.bind(py);
                 // Private, but what asyncio's and uvloop's transports have.
