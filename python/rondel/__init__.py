@@ -9,7 +9,9 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 * ``rondel run script.py``, which runs any asyncio program without a change to it.
 
 ``rondel.open_connection()`` and ``rondel.start_server()`` make native streams; after ``install()``
-asyncio's own names do. :mod:`rondel.files` has files, :mod:`rondel.http` downloads.
+asyncio's own names do. ``rondel.Queue``, ``Lock``, ``Event``, ``Semaphore`` and ``timeout()`` are
+native, too, and so are asyncio's after ``install()``. :mod:`rondel.files` has files,
+:mod:`rondel.http` downloads.
 """
 
 import sys as _sys
@@ -50,26 +52,46 @@ if TYPE_CHECKING:
         start_server,
         start_unix_server,
     )
+    from .sync import (
+        BoundedSemaphore,
+        Event,
+        LifoQueue,
+        Lock,
+        PriorityQueue,
+        Queue,
+        Semaphore,
+        Timeout,
+        timeout,
+        timeout_at,
+    )
     from .watchdog import Blocked, Watch, watch
 
 # Where each name is. They are imported when they are first asked for, so that `rondel get` starts
 # without asyncio, and nobody pays for a part that is not used.
 _PLACES = {
     "Blocked": "watchdog",
+    "BoundedSemaphore": "sync",
     "DaskPool": "pools",
+    "Event": "sync",
     "EventLoopPolicy": "policy",
     "Handle": "_rondel",
     "InterpreterPool": "pools",
+    "LifoQueue": "sync",
+    "Lock": "sync",
     "Loop": "loop",
     "PoolFuture": "pools",
+    "PriorityQueue": "sync",
     "ProcessPool": "pools",
+    "Queue": "sync",
     "Recommendation": "advice",
+    "Semaphore": "sync",
     "Server": "server",
     "SocketTransport": "_rondel",
     "StreamReader": "streams",
     "StreamReaderProtocol": "streams",
     "StreamWriter": "streams",
     "ThreadPool": "pools",
+    "Timeout": "sync",
     "TimerHandle": "_rondel",
     "Watch": "watchdog",
     "WorkerDied": "pools",
@@ -86,6 +108,8 @@ _PLACES = {
     "run": "running",
     "start_server": "streams",
     "start_unix_server": "streams",
+    "timeout": "sync",
+    "timeout_at": "sync",
     "to_thread": "pools",
     "uninstall": "policy",
     "watch": "watchdog",
@@ -94,20 +118,28 @@ _MODULES = frozenset({"files", "http", *_PLACES.values()})
 
 __all__ = (
     "Blocked",
+    "BoundedSemaphore",
     "DaskPool",
+    "Event",
     "EventLoopPolicy",
     "Handle",
     "InterpreterPool",
+    "LifoQueue",
+    "Lock",
     "Loop",
     "PoolFuture",
+    "PriorityQueue",
     "ProcessPool",
+    "Queue",
     "Recommendation",
+    "Semaphore",
     "Server",
     "SocketTransport",
     "StreamReader",
     "StreamReaderProtocol",
     "StreamWriter",
     "ThreadPool",
+    "Timeout",
     "TimerHandle",
     "Watch",
     "WorkerDied",
@@ -126,6 +158,8 @@ __all__ = (
     "run",
     "start_server",
     "start_unix_server",
+    "timeout",
+    "timeout_at",
     "to_thread",
     "uninstall",
     "watch",

@@ -79,6 +79,36 @@ imported! {
     stream_protocol = "rondel.streams"."_StockProtocol";
     /// `rondel.StreamReader`
     our_stream_reader = "rondel.streams"."StreamReader";
+    /// `asyncio.Queue`, whatever has that name by now
+    stock_queue = "rondel.sync"."_StockQueue";
+    /// `asyncio.Lock`, likewise
+    stock_lock = "rondel.sync"."_StockLock";
+    /// `asyncio.Semaphore`, likewise
+    stock_semaphore = "rondel.sync"."_StockSemaphore";
+    /// `asyncio.Timeout`, likewise
+    stock_timeout = "rondel.sync"."_StockTimeout";
+    /// `rondel.Event`
+    our_event = "rondel.sync"."Event";
+    /// `asyncio.mixins._LoopBoundMixin._get_loop`
+    get_bound_loop = "rondel.sync"."_get_bound_loop";
+    /// `asyncio.timeouts._State.CREATED`
+    timeout_created = "rondel.sync"."_CREATED";
+    /// `asyncio.timeouts._State.ENTERED`
+    timeout_entered = "rondel.sync"."_ENTERED";
+    /// `asyncio.timeouts._State.EXITED`
+    timeout_exited = "rondel.sync"."_EXITED";
+    /// `collections.deque`
+    deque = "collections"."deque";
+    /// `heapq.heappush`
+    heappush = "heapq"."heappush";
+    /// `heapq.heappop`
+    heappop = "heapq"."heappop";
+    /// `asyncio.QueueEmpty`
+    queue_empty = "asyncio.queues"."QueueEmpty";
+    /// `asyncio.QueueFull`
+    queue_full = "asyncio.queues"."QueueFull";
+    /// `asyncio.QueueShutDown` (3.13+)
+    queue_shut_down = "asyncio.queues"."QueueShutDown";
     /// `asyncio.IncompleteReadError`
     incomplete_read_error = "asyncio.exceptions"."IncompleteReadError";
     /// `asyncio.LimitOverrunError`
@@ -164,6 +194,10 @@ current! {
     future_type = "asyncio.futures"."Future";
     /// `asyncio.events._set_running_loop`
     set_running_loop = "asyncio.events"."_set_running_loop";
+    /// `asyncio.events.get_running_loop`
+    running_loop = "asyncio.events"."get_running_loop";
+    /// `asyncio.tasks.current_task`
+    current_task = "asyncio.tasks"."current_task";
     /// `asyncio.events._get_running_loop`
     get_running_loop = "asyncio.events"."_get_running_loop";
 }
