@@ -144,8 +144,6 @@ def install_sync(sync: types.ModuleType) -> None:
         ("LifoQueue", asyncio.queues),
         ("Event", asyncio.locks),
         ("Lock", asyncio.locks),
-        ("Semaphore", asyncio.locks),
-        ("BoundedSemaphore", asyncio.locks),
     )
     # The tests derive classes, and those are to be native, too.
     for name, home in names:

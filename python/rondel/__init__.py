@@ -9,8 +9,8 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 * ``rondel run script.py``, which runs any asyncio program without a change to it.
 
 ``rondel.open_connection()`` and ``rondel.start_server()`` make native streams; after ``install()``
-asyncio's own names do. ``rondel.Queue``, ``Lock``, ``Event``, ``Semaphore`` and ``timeout()`` are
-native, too, and so are asyncio's after ``install()``. :mod:`rondel.files` has files,
+asyncio's own names do. ``rondel.Queue``, ``Lock``, ``Event`` and ``timeout()`` are native, too,
+and so are asyncio's after ``install()``. :mod:`rondel.files` has files,
 :mod:`rondel.http` downloads.
 """
 
@@ -53,13 +53,11 @@ if TYPE_CHECKING:
         start_unix_server,
     )
     from .sync import (
-        BoundedSemaphore,
         Event,
         LifoQueue,
         Lock,
         PriorityQueue,
         Queue,
-        Semaphore,
         Timeout,
         timeout,
         timeout_at,
@@ -70,7 +68,6 @@ if TYPE_CHECKING:
 # without asyncio, and nobody pays for a part that is not used.
 _PLACES = {
     "Blocked": "watchdog",
-    "BoundedSemaphore": "sync",
     "DaskPool": "pools",
     "Event": "sync",
     "EventLoopPolicy": "policy",
@@ -84,7 +81,6 @@ _PLACES = {
     "ProcessPool": "pools",
     "Queue": "sync",
     "Recommendation": "advice",
-    "Semaphore": "sync",
     "Server": "server",
     "SocketTransport": "_rondel",
     "StreamReader": "streams",
@@ -118,7 +114,6 @@ _MODULES = frozenset({"files", "http", *_PLACES.values()})
 
 __all__ = (
     "Blocked",
-    "BoundedSemaphore",
     "DaskPool",
     "Event",
     "EventLoopPolicy",
@@ -132,7 +127,6 @@ __all__ = (
     "ProcessPool",
     "Queue",
     "Recommendation",
-    "Semaphore",
     "Server",
     "SocketTransport",
     "StreamReader",

@@ -1,4 +1,4 @@
-"""asyncio's synchronisation, native: queues, events, locks, semaphores and timeouts.
+"""asyncio's synchronisation, native: queues, events, locks and timeouts.
 
 Like the streams, each class has two bases: a native one for what happens often, and asyncio's own
 class, whose code does everything else. They work on every event loop.
@@ -22,8 +22,6 @@ _StockPriorityQueue = asyncio.PriorityQueue
 _StockLifoQueue = asyncio.LifoQueue
 _StockEvent = asyncio.Event
 _StockLock = asyncio.Lock
-_StockSemaphore = asyncio.Semaphore
-_StockBoundedSemaphore = asyncio.BoundedSemaphore
 _StockTimeout = asyncio.Timeout
 
 # For the native part.
@@ -121,42 +119,12 @@ class Lock(_Copied, _rondel.Lock, _StockLock):
     _restart = __init__
 
 
-class Semaphore(_Copied, _rondel.Semaphore, _StockSemaphore):
-    """A native ``asyncio.Semaphore``: the same methods and exceptions.
-
-    ``value`` is how often it can be acquired; ValueError if that is negative.
-    """
-
-    _attributes = ("_waiters", "_value", "_bound_value", "_loop")
-
-    def __init__(self, value: int = 1) -> None:
-        if value < 0:
-            raise ValueError("Semaphore initial value must be >= 0")
-        self._start(value, type(self) in _SEMAPHORES)
-
-    def _restart(self) -> None:
-        self._start(0, type(self) in _SEMAPHORES)
-
-
-class BoundedSemaphore(Semaphore, _StockBoundedSemaphore):
-    """A native ``asyncio.BoundedSemaphore``, which is not released more often than acquired."""
-
-    def __init__(self, value: int = 1) -> None:
-        self._bound_value = value
-        super().__init__(value)
-
-
-_SEMAPHORES = (Semaphore, BoundedSemaphore)
-
-
 _CLASSES: dict[type, type] = {
     _StockQueue: Queue,
     _StockPriorityQueue: PriorityQueue,
     _StockLifoQueue: LifoQueue,
     _StockEvent: Event,
     _StockLock: Lock,
-    _StockSemaphore: Semaphore,
-    _StockBoundedSemaphore: BoundedSemaphore,
 }
 _OURS: dict[str, Callable[..., Any]] = {"timeout": timeout, "timeout_at": timeout_at}
 _stock: dict[str, Callable[..., Any]] = {name: getattr(asyncio.timeouts, name) for name in _OURS}
@@ -197,13 +165,17 @@ def uninstall() -> None:
                 setattr(module, name, _stock[name])
 
 
-def _maker(stock: type, native: Any) -> Callable[..., Any]:
+def _maker(stock: Any, native: Any) -> Callable[..., Any]:
     """The class's ``__new__``."""
 
     def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
         if cls is stock and _installed:
             return native.__new__(native)
-        return object.__new__(cls)
+        # A program's class, which may have other bases after this one.
+        following = super(stock, cls).__new__
+        if following is object.__new__:
+            return following(cls)
+        return following(cls, *args, **kwargs)
 
     # What inspect shows for the class.
     __new__.__signature__ = inspect.signature(stock.__init__)  # type: ignore[misc, attr-defined]

@@ -83,8 +83,6 @@ imported! {
     stock_queue = "rondel.sync"."_StockQueue";
     /// `asyncio.Lock`, likewise
     stock_lock = "rondel.sync"."_StockLock";
-    /// `asyncio.Semaphore`, likewise
-    stock_semaphore = "rondel.sync"."_StockSemaphore";
     /// `asyncio.Timeout`, likewise
     stock_timeout = "rondel.sync"."_StockTimeout";
     /// `rondel.Event`

@@ -8,9 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
-use super::{
-    all_cancelled, exit_arguments, is_done, is_plain, new_deque, new_waiter, none, outcome,
-};
+use super::{all_cancelled, is_done, is_plain, new_deque, new_waiter, none, outcome};
 use crate::ffi::confined::Confined;
 use crate::ffi::operation::Operation;
 use crate::imports;
@@ -150,12 +148,13 @@ impl Lock {
         Operation::create(Kind::Sync(super::Kind::EnterLock), slf, None, 0)
     }
 
-    #[pyo3(signature = (*args))]
+    #[pyo3(signature = (_exc_type, _exc, _tb))]
     fn __aexit__<'py>(
         slf: &Bound<'py, Self>,
-        args: &Bound<'py, PyTuple>,
+        _exc_type: &Bound<'py, PyAny>,
+        _exc: &Bound<'py, PyAny>,
+        _tb: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        exit_arguments(args)?;
         Operation::create(Kind::Sync(super::Kind::ExitLock), slf, None, 0)
     }
 

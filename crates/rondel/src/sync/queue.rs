@@ -96,10 +96,9 @@ fn wake_next(waiters: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 fn shut_down(py: Python<'_>) -> PyErr {
-    imports::queue_shut_down(py).and_then(|class| class.call0()).map_or_else(
-        |error| error,
-        PyErr::from_value,
-    )
+    imports::queue_shut_down(py)
+        .and_then(|class| class.call0())
+        .map_or_else(|error| error, PyErr::from_value)
 }
 
 /// A queue whose methods are all known.
@@ -331,9 +330,7 @@ impl Queue {
     fn full(slf: &Bound<'_, Self>) -> PyResult<bool> {
         match Plain::of(slf)? {
             Some(plain) => plain.is_full(),
-            None => {
-                imports::stock_queue(slf.py())?.call_method1("full", (slf,))?.is_truthy()
-            }
+            None => imports::stock_queue(slf.py())?.call_method1("full", (slf,))?.is_truthy(),
         }
     }
 

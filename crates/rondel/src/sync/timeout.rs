@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
-use super::{exit_arguments, none, stock};
+use super::{none, stock};
 use crate::ffi::confined::Confined;
 use crate::ffi::lookup;
 use crate::ffi::operation::Operation;
@@ -175,13 +175,18 @@ impl Timeout {
         Operation::create(Kind::Sync(super::Kind::EnterTimeout), slf, None, 0)
     }
 
-    #[pyo3(signature = (*args))]
+    #[pyo3(signature = (exc_type, exc_val, exc_tb))]
     fn __aexit__<'py>(
         slf: &Bound<'py, Self>,
-        args: &Bound<'py, PyTuple>,
+        exc_type: &Bound<'py, PyAny>,
+        exc_val: &Bound<'py, PyAny>,
+        exc_tb: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        exit_arguments(args)?;
-        let raised = (!args.get_item(0)?.is_none()).then(|| args.clone().into_any());
+        let raised = if exc_type.is_none() {
+            None
+        } else {
+            Some(PyTuple::new(slf.py(), [exc_type, exc_val, exc_tb])?.into_any())
+        };
         Operation::create(Kind::Sync(super::Kind::ExitTimeout), slf, raised, 0)
     }
 
