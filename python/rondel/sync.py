@@ -178,5 +178,5 @@ def _maker(stock: Any, native: Any) -> Callable[..., Any]:
         return following(cls, *args, **kwargs)
 
     # What inspect shows for the class.
-    __new__.__signature__ = inspect.signature(stock.__init__)  # type: ignore[misc, attr-defined]
+    __new__.__signature__ = inspect.signature(stock.__init__)  # type: ignore[attr-defined]
     return __new__
