@@ -283,23 +283,6 @@ async def lock(loop: Loop, count: int, peer: str) -> float:
     return clock() - start
 
 
-@row("event", 20_000)
-async def event(loop: Loop, count: int, peer: str) -> float:
-    """Two tasks that wake each other; an operation is one waking."""
-    first, second = asyncio.Event(), asyncio.Event()
-
-    async def play(mine: asyncio.Event, other: asyncio.Event) -> None:
-        for _ in range(count // 2):
-            await mine.wait()
-            mine.clear()
-            other.set()
-
-    start = clock()
-    first.set()
-    await asyncio.gather(play(first, second), play(second, first))
-    return clock() - start
-
-
 # --- threads, names, connections, processes -----------------------------------------------------
 
 

@@ -394,7 +394,7 @@ def parse_arguments() -> argparse.Namespace:
         "--sync",
         choices=["native", "asyncio"],
         default="asyncio",
-        help="whose queues, locks, events and timeouts",
+        help="whose queues and locks",
     )
     parser.add_argument("--modules", metavar="A,B", help="only these modules (patterns are fine)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="modules at a time")

@@ -142,7 +142,6 @@ def install_sync(sync: types.ModuleType) -> None:
         ("Queue", asyncio.queues),
         ("PriorityQueue", asyncio.queues),
         ("LifoQueue", asyncio.queues),
-        ("Event", asyncio.locks),
         ("Lock", asyncio.locks),
     )
     # The tests derive classes, and those are to be native, too.

@@ -1,4 +1,4 @@
-"""rondel's queues, locks, events and timeouts do what asyncio's do."""
+"""rondel's queues and locks do what asyncio's do."""
 
 import asyncio
 import asyncio.mixins
@@ -23,7 +23,6 @@ PAIRS = [
     (sync._StockPriorityQueue, sync.PriorityQueue),
     (sync._StockLifoQueue, sync.LifoQueue),
     (sync._StockLock, sync.Lock),
-    (sync._StockEvent, sync.Event),
 ]
 NATIVE = [native for _, native in PAIRS]
 
@@ -136,17 +135,7 @@ def lock_step(script: Script) -> None:
             script.start("acquire", lock.acquire)
 
 
-def event_step(script: Script) -> None:
-    match script.random.randrange(6):
-        case 0:
-            script.call("set")
-        case 1 | 2:
-            script.call("clear")
-        case _:
-            script.start("wait", script.made.wait)
-
-
-STEPS = {"Queue": queue_step, "Lock": lock_step, "Event": event_step}
+STEPS = {"Queue": queue_step, "Lock": lock_step}
 
 
 @pytest.mark.parametrize(("stock", "native"), PAIRS, ids=lambda kind: kind.__module__)
@@ -164,113 +153,13 @@ def test_random_calls(run: Run, stock: Any, native: Any) -> None:
     run(main, limit=60)
 
 
-async def timed(timeout: Callable[..., Any], seed: int) -> list[Any]:
-    """Nested timeouts that are over at once or never, changed, cancelled and left by exceptions."""
-    pick, log = random.Random(seed), []
-    task = asyncio.current_task()
-    assert task is not None
-
-    async def level(depth: int) -> None:
-        delay = pick.choice([None, 60, 60, 0, -1])
-        limit = timeout(delay)
-        log.append((repr(limit), limit.when() is None))
-        try:
-            async with limit as entered:
-                assert entered is limit
-                log.append((delay, repr(limit).partition(" when")[0], limit.expired()))
-                for _ in range(pick.randrange(3)):
-                    match pick.randrange(8):
-                        case 0 | 1 | 2:
-                            await asyncio.sleep(0)
-                        case 3:
-                            limit.reschedule(pick.choice([None, 0, 1e9]))
-                        case 4:
-                            raise pick.choice(
-                                [ValueError("mine"), ExceptionGroup("g", [OSError()])]
-                            )
-                        case 5:
-                            task.cancel()
-                        case _ if depth:
-                            await level(depth - 1)
-                log.append(task.cancelling())
-        finally:
-            log.append((repr(limit), limit.expired(), task.cancelling()))
-            try:
-                limit.reschedule(None)
-            except RuntimeError as error:
-                log.append(str(error))
-
-    for _ in range(3):
-        try:
-            await level(2)
-        except BaseException as error:
-            log.append((described(error), error.__context__ and type(error.__context__)))
-        while task.uncancel():
-            pass
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            log.append("cancelled late")
-    return log
-
-
-def test_random_timeouts(run: Run) -> None:
-    async def main() -> None:
-        for seed in range(150):
-            logs = [
-                await asyncio.create_task(timed(timeout, seed))
-                for timeout in (sync._stock["timeout"], sync.timeout)
-            ]
-            assert logs[0] == logs[1], seed
-
-    run(main, limit=60)
-
-
-# --- timeouts ------------------------------------------------------------------------------------
-
-
-def test_a_timeout_that_is_over(run: Run) -> None:
-    async def main() -> None:
-        event_loop = asyncio.get_running_loop()
-        for limit in (sync.timeout(0.01), sync.timeout_at(event_loop.time() + 0.01)):
-            assert isinstance(limit, asyncio.Timeout)
-            with pytest.raises(TimeoutError) as caught:
-                async with limit:
-                    await asyncio.sleep(60)
-            assert isinstance(caught.value.__cause__, asyncio.CancelledError)
-            assert limit.expired()
-            with pytest.raises(RuntimeError, match="Timeout has already been entered"):
-                await limit.__aenter__()
-
-    run(main)
-
-
-def test_timeouts_need_a_task(run: Run) -> None:
-    with pytest.raises(RuntimeError, match="no running event loop"):
-        sync.timeout(1)
-
-    async def main() -> None:
-        ended = asyncio.get_running_loop().create_future()
-
-        def enter() -> None:
-            try:
-                sync.timeout_at(None).__aenter__().send(None)
-            except RuntimeError as error:
-                ended.set_result(str(error))
-
-        asyncio.get_running_loop().call_soon(enter)
-        assert await ended == "Timeout should be used inside a task"
-
-    run(main)
-
-
 # --- classes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("native", NATIVE)
 def test_one_loop_each(native: Any) -> None:
     async def wait(made: Any) -> None:
-        wait = getattr(made, "get", None) or getattr(made, "wait", None) or made.acquire
+        wait = getattr(made, "get", None) or made.acquire
         if native is sync.Lock:
             await made.acquire()
         waiting = asyncio.ensure_future(wait())
@@ -297,8 +186,8 @@ def test_copies(native: Any, duplicate: Any) -> None:
     if isinstance(made, asyncio.Queue):
         made.put_nowait(3)
         made.put_nowait(1)
-    elif isinstance(made, asyncio.Event):
-        made.set()
+    else:
+        made._locked = True
     again = duplicate(made)
     assert type(again) is native
     assert again.note == ["mine"]
@@ -413,8 +302,7 @@ def test_install_makes_asyncios_classes_native(rondel: Any) -> None:
     class Named(asyncio.PriorityQueue[int], dict[str, int]):
         pass
 
-    classes = [asyncio.Queue, asyncio.PriorityQueue, asyncio.LifoQueue, asyncio.Lock, asyncio.Event]
-    before = [asyncio.timeout, asyncio.timeout_at, asyncio.timeouts.timeout]
+    classes = [asyncio.Queue, asyncio.PriorityQueue, asyncio.LifoQueue, asyncio.Lock]
     early = asyncio.Queue[int]()
     rondel.install()
     try:
@@ -435,19 +323,16 @@ def test_install_makes_asyncios_classes_native(rondel: Any) -> None:
         assert (Named(3).maxsize, Named() | {"a": 1}) == (3, {"a": 1})
 
         async def main() -> None:
-            async with asyncio.timeout(60) as limit:
-                assert type(limit) is rondel.Timeout
             mine.put_nowait(1)
             assert await mine.get() == 1
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(asyncio.Event().wait(), 0.01)
+                await asyncio.wait_for(mine.get(), 0.01)
 
         asyncio.run(main())
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             runner.run(main())
     finally:
         rondel.uninstall()
-    assert [asyncio.timeout, asyncio.timeout_at, asyncio.timeouts.timeout] == before
     for kind in classes:
         assert type(kind()) is kind
     assert asyncio.Queue(3).maxsize == 3

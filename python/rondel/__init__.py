@@ -9,9 +9,8 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 * ``rondel run script.py``, which runs any asyncio program without a change to it.
 
 ``rondel.open_connection()`` and ``rondel.start_server()`` make native streams; after ``install()``
-asyncio's own names do. ``rondel.Queue``, ``Lock``, ``Event`` and ``timeout()`` are native, too,
-and so are asyncio's after ``install()``. :mod:`rondel.files` has files,
-:mod:`rondel.http` downloads.
+asyncio's own names do. ``rondel.Queue`` and ``rondel.Lock`` are native, too, and so are asyncio's
+after ``install()``. :mod:`rondel.files` has files, :mod:`rondel.http` downloads.
 """
 
 import sys as _sys
@@ -53,14 +52,10 @@ if TYPE_CHECKING:
         start_unix_server,
     )
     from .sync import (
-        Event,
         LifoQueue,
         Lock,
         PriorityQueue,
         Queue,
-        Timeout,
-        timeout,
-        timeout_at,
     )
     from .watchdog import Blocked, Watch, watch
 
@@ -69,7 +64,6 @@ if TYPE_CHECKING:
 _PLACES = {
     "Blocked": "watchdog",
     "DaskPool": "pools",
-    "Event": "sync",
     "EventLoopPolicy": "policy",
     "Handle": "_rondel",
     "InterpreterPool": "pools",
@@ -87,7 +81,6 @@ _PLACES = {
     "StreamReaderProtocol": "streams",
     "StreamWriter": "streams",
     "ThreadPool": "pools",
-    "Timeout": "sync",
     "TimerHandle": "_rondel",
     "Watch": "watchdog",
     "WorkerDied": "pools",
@@ -104,8 +97,6 @@ _PLACES = {
     "run": "running",
     "start_server": "streams",
     "start_unix_server": "streams",
-    "timeout": "sync",
-    "timeout_at": "sync",
     "to_thread": "pools",
     "uninstall": "policy",
     "watch": "watchdog",
@@ -115,7 +106,6 @@ _MODULES = frozenset({"files", "http", *_PLACES.values()})
 __all__ = (
     "Blocked",
     "DaskPool",
-    "Event",
     "EventLoopPolicy",
     "Handle",
     "InterpreterPool",
@@ -133,7 +123,6 @@ __all__ = (
     "StreamReaderProtocol",
     "StreamWriter",
     "ThreadPool",
-    "Timeout",
     "TimerHandle",
     "Watch",
     "WorkerDied",
@@ -152,8 +141,6 @@ __all__ = (
     "run",
     "start_server",
     "start_unix_server",
-    "timeout",
-    "timeout_at",
     "to_thread",
     "uninstall",
     "watch",

@@ -1,4 +1,4 @@
-"""asyncio's synchronisation, native: queues, events, locks and timeouts.
+"""asyncio's queues and locks, native.
 
 Like the streams, each class has two bases: a native one for what happens often, and asyncio's own
 class, whose code does everything else. They work on every event loop.
@@ -7,27 +7,19 @@ class, whose code does everything else. They work on every event loop.
 import asyncio
 import asyncio.mixins
 import asyncio.queues
-import asyncio.timeouts
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _rondel
-from ._rondel import Timeout as Timeout
-from ._rondel import timeout as timeout
-from ._rondel import timeout_at as timeout_at
 
 _StockQueue = asyncio.Queue
 _StockPriorityQueue = asyncio.PriorityQueue
 _StockLifoQueue = asyncio.LifoQueue
-_StockEvent = asyncio.Event
 _StockLock = asyncio.Lock
-_StockTimeout = asyncio.Timeout
 
 # For the native part.
 _get_bound_loop = vars(asyncio.mixins._LoopBoundMixin)["_get_loop"]
-_phases = vars(asyncio.timeouts)["_State"]
-_CREATED, _ENTERED, _EXITED = _phases.CREATED, _phases.ENTERED, _phases.EXITED
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison
@@ -97,17 +89,6 @@ class LifoQueue(Queue[_T], _StockLifoQueue[_T]):
 _ORDERS: dict[type, int] = {Queue: 1, PriorityQueue: 2, LifoQueue: 3}
 
 
-class Event(_Copied, _rondel.Event, _StockEvent):
-    """A native ``asyncio.Event``: the same methods and exceptions."""
-
-    _attributes = ("_waiters", "_value", "_loop")
-
-    def __init__(self) -> None:
-        self._start()
-
-    _restart = __init__
-
-
 class Lock(_Copied, _rondel.Lock, _StockLock):
     """A native ``asyncio.Lock``: the same methods and exceptions."""
 
@@ -123,27 +104,19 @@ _CLASSES: dict[type, type] = {
     _StockQueue: Queue,
     _StockPriorityQueue: PriorityQueue,
     _StockLifoQueue: LifoQueue,
-    _StockEvent: Event,
     _StockLock: Lock,
 }
-_OURS: dict[str, Callable[..., Any]] = {"timeout": timeout, "timeout_at": timeout_at}
-_stock: dict[str, Callable[..., Any]] = {name: getattr(asyncio.timeouts, name) for name in _OURS}
 
 _installed = False
 
 
 def install() -> None:
-    """Make asyncio's classes give native objects, and put the functions under asyncio's names.
+    """Make asyncio's classes give native objects.
 
     The classes themselves stay, so that ``isinstance`` and subclasses are what they were. Only
     what is made by calling a class of asyncio's own is native, wherever its name was imported.
     """
     global _installed
-    for name, ours in _OURS.items():
-        for module in (asyncio, asyncio.timeouts):
-            # What somebody else has put there stays.
-            if getattr(module, name) is _stock[name]:
-                setattr(module, name, ours)
     if not _installed:
         for stock, native in _CLASSES.items():
             if "__new__" not in vars(stock):
@@ -159,10 +132,6 @@ def uninstall() -> None:
     """
     global _installed
     _installed = False
-    for name, ours in _OURS.items():
-        for module in (asyncio, asyncio.timeouts):
-            if getattr(module, name) is ours:
-                setattr(module, name, _stock[name])
 
 
 def _maker(stock: Any, native: Any) -> Callable[..., Any]:

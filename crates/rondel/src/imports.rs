@@ -83,18 +83,10 @@ imported! {
     stock_queue = "rondel.sync"."_StockQueue";
     /// `asyncio.Lock`, likewise
     stock_lock = "rondel.sync"."_StockLock";
-    /// `asyncio.Timeout`, likewise
-    stock_timeout = "rondel.sync"."_StockTimeout";
-    /// `rondel.Event`
-    our_event = "rondel.sync"."Event";
+    /// `asyncio.Event`
+    event_type = "asyncio.locks"."Event";
     /// `asyncio.mixins._LoopBoundMixin._get_loop`
     get_bound_loop = "rondel.sync"."_get_bound_loop";
-    /// `asyncio.timeouts._State.CREATED`
-    timeout_created = "rondel.sync"."_CREATED";
-    /// `asyncio.timeouts._State.ENTERED`
-    timeout_entered = "rondel.sync"."_ENTERED";
-    /// `asyncio.timeouts._State.EXITED`
-    timeout_exited = "rondel.sync"."_EXITED";
     /// `collections.deque`
     deque = "collections"."deque";
     /// `heapq.heappush`
@@ -192,10 +184,6 @@ current! {
     future_type = "asyncio.futures"."Future";
     /// `asyncio.events._set_running_loop`
     set_running_loop = "asyncio.events"."_set_running_loop";
-    /// `asyncio.events.get_running_loop`
-    running_loop = "asyncio.events"."get_running_loop";
-    /// `asyncio.tasks.current_task`
-    current_task = "asyncio.tasks"."current_task";
     /// `asyncio.events._get_running_loop`
     get_running_loop = "asyncio.events"."_get_running_loop";
 }

@@ -8,7 +8,7 @@
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
 //! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
 //! | [`streams`] | StreamReader and StreamWriter |
-//! | [`sync`] | queues, events, locks, timeouts |
+//! | [`sync`] | queues and locks |
 //! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`resolve`] | addresses that need no look-up |

@@ -343,6 +343,7 @@ unsafe fn is_small(value: *mut PyObject) -> bool {
 unsafe fn stop_with(value: *mut PyObject) {
     // SAFETY: by this function's contract. The class is a static type whose objects are exceptions of
     // that layout, filled with nulls by its allocator; its fields are filled before anybody sees it.
+    #[allow(deprecated)]
     unsafe {
         let class = ffi::PyExc_StopIteration.cast::<PyTypeObject>();
         let made = (*class).tp_alloc.map_or(ptr::null_mut(), |allocate| allocate(class, 0));

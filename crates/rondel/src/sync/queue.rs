@@ -398,7 +398,7 @@ impl Queue {
         if let Some(event) = state.finished.value(py) {
             return Ok(event);
         }
-        let event = imports::our_event(py)?.call0()?;
+        let event = imports::event_type(py)?.call0()?;
         state.finished.set(event.clone());
         state.tell_joining(py, state.unfinished.get() <= 0)?;
         Ok(event)
