@@ -326,7 +326,7 @@ def test_install_makes_asyncios_classes_native(rondel: Any) -> None:
             mine.put_nowait(1)
             assert await mine.get() == 1
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(mine.get(), 0.01)
+                await asyncio.wait_for(asyncio.Queue().get(), 0.01)
 
         asyncio.run(main())
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
