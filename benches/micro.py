@@ -273,6 +273,16 @@ async def queue(loop: Loop, count: int, peer: str) -> float:
     return clock() - start
 
 
+@row("lock", 50_000)
+async def lock(loop: Loop, count: int, peer: str) -> float:
+    held = asyncio.Lock()
+    start = clock()
+    for _ in range(count):
+        async with held:
+            pass
+    return clock() - start
+
+
 # --- threads, names, connections, processes -----------------------------------------------------
 
 

@@ -98,6 +98,7 @@ MICRO_ROWS = [
     Row("futures", TASKS, "create_future, set_result by call_soon, await", How.MICRO),
     Row("timeout", TASKS, "asyncio.timeout around sleep(0)", How.MICRO),
     Row("queue", TASKS, "Queue put and get between two tasks", How.MICRO),
+    Row("lock", TASKS, "async with a free Lock", How.MICRO, quick=False),
     Row("executor_sequential", SYSTEM, "run_in_executor, one at a time", How.MICRO_THREADS),
     Row("executor_gathered", SYSTEM, "run_in_executor, 1,000 gathered", How.MICRO_THREADS),
     Row("getaddrinfo", SYSTEM, "getaddrinfo of an address literal", How.MICRO),

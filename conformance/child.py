@@ -38,6 +38,7 @@ class Job:
     module: str
     loop: str  # "rondel" or "asyncio"
     streams: str  # "native" or "asyncio"
+    sync: str  # likewise
     pipe: int  # file descriptor for the lines
     limit: float  # seconds for one test
     pattern: str | None  # run only tests whose name contains or matches it
@@ -175,6 +176,8 @@ def main() -> None:
             swap.install(rondel.Loop)
             if job.streams == "native":
                 swap.install_streams(rondel.streams)
+            if job.sync == "native":
+                swap.install_sync(rondel.sync)
 
     tests = list(flatten(unittest.defaultTestLoader.loadTestsFromName(job.module)))
     if job.loop == "rondel" and job.module in sys.modules:

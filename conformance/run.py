@@ -161,6 +161,7 @@ class ModuleRun:
                 "module": self._result.module,
                 "loop": options.loop,
                 "streams": options.streams,
+                "sync": options.sync,
                 "pipe": write_end,
                 "limit": options.limit,
                 "pattern": options.k,
@@ -388,6 +389,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--loop", choices=["rondel", "asyncio"], default="rondel")
     parser.add_argument(
         "--streams", choices=["native", "asyncio"], default="asyncio", help="whose stream classes"
+    )
+    parser.add_argument(
+        "--sync",
+        choices=["native", "asyncio"],
+        default="asyncio",
+        help="whose queues and locks",
     )
     parser.add_argument("--modules", metavar="A,B", help="only these modules (patterns are fine)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="modules at a time")

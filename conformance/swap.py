@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import asyncio.base_events
+import asyncio.locks
+import asyncio.queues
 import asyncio.selector_events
 import asyncio.streams
 import asyncio.unix_events
@@ -131,6 +133,21 @@ def install_streams(streams: types.ModuleType) -> None:
     ):
         for module in (asyncio, asyncio.streams):
             setattr(module, name, getattr(streams, name))
+
+
+def install_sync(sync: types.ModuleType) -> None:
+    """Puts the classes and functions of `rondel.sync` where the tests look for asyncio's."""
+    sync.install()
+    names = (
+        ("Queue", asyncio.queues),
+        ("PriorityQueue", asyncio.queues),
+        ("LifoQueue", asyncio.queues),
+        ("Lock", asyncio.locks),
+    )
+    # The tests derive classes, and those are to be native, too.
+    for name, home in names:
+        for module in (asyncio, home):
+            setattr(module, name, getattr(sync, name))
 
 
 def install_pools(thread_pool: Any, process_pool: Any) -> None:

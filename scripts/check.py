@@ -28,6 +28,11 @@ import interpreters
 ROOT = Path(__file__).resolve().parent.parent
 CI = os.environ.get("CI") == "true"
 MAIN = "{}.{}".format(*sys.version_info[:2])
+#: What runs once more with rondel's streams, queues and so on in the place of asyncio's.
+NATIVES = (
+    "test_streams,test_ssl,test_server,test_subprocess,test_pep492,"
+    "test_locks,test_queues,test_timeouts,test_waitfor,test_taskgroups"
+)
 
 #: The project's, and that of the benchmarks' load generator, which keeps its dependencies apart.
 WORKSPACES = ("Cargo.toml", "benches/loadgen/Cargo.toml")
@@ -219,11 +224,11 @@ def tests(environment: str, version: str, build: str) -> list[Step]:
             may_be_skipped=not CI,
         ),
         Step(
-            f"conformance {version} streams",
-            f"CPython {version}'s suites of the streams on rondel's native ones",
+            f"conformance {version} natives",
+            f"CPython {version}'s suites of streams and synchronisation on rondel's native ones",
             (
-                *(python(environment), "conformance/run.py", "--jobs", jobs, "--streams", "native"),
-                *("--modules", "test_streams,test_ssl,test_server,test_subprocess,test_pep492"),
+                *(python(environment), "conformance/run.py", "--jobs", jobs),
+                *("--streams", "native", "--sync", "native", "--modules", NATIVES),
             ),
             limit=10,
             needs=(build,),

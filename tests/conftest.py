@@ -174,6 +174,7 @@ def rondel() -> Iterator[Any]:
     asyncio.events._event_loop_policy = None  # type: ignore[attr-defined]
     yield rondel
     rondel.streams.uninstall()
+    rondel.sync.uninstall()
     asyncio.events._event_loop_policy = before  # type: ignore[attr-defined]
 
 

@@ -9,7 +9,8 @@ The event loop is :class:`Loop`, an ``asyncio.AbstractEventLoop``. Ways to run a
 * ``rondel run script.py``, which runs any asyncio program without a change to it.
 
 ``rondel.open_connection()`` and ``rondel.start_server()`` make native streams; after ``install()``
-asyncio's own names do. :mod:`rondel.files` has files, :mod:`rondel.http` downloads,
+asyncio's own names do. ``rondel.Queue`` and ``rondel.Lock`` are native, too, and so are asyncio's
+after ``install()``. :mod:`rondel.files` has files, :mod:`rondel.http` a client and downloads,
 :mod:`rondel.testing` loops for tests.
 """
 
@@ -52,6 +53,12 @@ if TYPE_CHECKING:
         start_server,
         start_unix_server,
     )
+    from .sync import (
+        LifoQueue,
+        Lock,
+        PriorityQueue,
+        Queue,
+    )
     from .top import serve_metrics
     from .watchdog import Blocked, Watch, watch
 
@@ -63,10 +70,14 @@ _PLACES = {
     "EventLoopPolicy": "policy",
     "Handle": "_rondel",
     "InterpreterPool": "pools",
+    "LifoQueue": "sync",
+    "Lock": "sync",
     "Loop": "loop",
     "Metrics": "metering",
     "PoolFuture": "pools",
+    "PriorityQueue": "sync",
     "ProcessPool": "pools",
+    "Queue": "sync",
     "Recommendation": "advice",
     "Server": "server",
     "SocketTransport": "_rondel",
@@ -105,10 +116,14 @@ __all__ = (
     "EventLoopPolicy",
     "Handle",
     "InterpreterPool",
+    "LifoQueue",
+    "Lock",
     "Loop",
     "Metrics",
     "PoolFuture",
+    "PriorityQueue",
     "ProcessPool",
+    "Queue",
     "Recommendation",
     "Server",
     "SocketTransport",

@@ -6,7 +6,7 @@ import threading
 import warnings
 from typing import Any
 
-from . import streams
+from . import streams, sync
 from .loop import Loop, new_event_loop
 
 # From 3.14 on the public name warns that policies will go in 3.16; until then this is the class.
@@ -35,10 +35,12 @@ def install() -> None:
     creates no loop any more from Python 3.14 on, install() makes it do so there as well, which is
     what "works wherever asyncio's own does" needs. ``asyncio.open_connection()``,
     ``asyncio.start_server()`` and their Unix counterparts make native streams on rondel's loops.
+    ``asyncio.Queue()``, the other queues and ``asyncio.Lock()`` make native objects, on every loop.
     Calling it twice has no further effect.
     """
     global _replaced
     streams.install()
+    sync.install()
     current = _get_policy()
     if isinstance(current, EventLoopPolicy):
         return
@@ -47,9 +49,10 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo install(): asyncio uses the policy and the streams that it had before."""
+    """Undo install(): asyncio uses the policy, streams, queues and locks it had before."""
     global _replaced
     streams.uninstall()
+    sync.uninstall()
     if isinstance(_get_policy(), _InstalledPolicy):
         _set_policy(_replaced)
     _replaced = None

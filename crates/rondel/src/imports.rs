@@ -85,6 +85,26 @@ imported! {
     stream_protocol = "rondel.streams"."_StockProtocol";
     /// `rondel.StreamReader`
     our_stream_reader = "rondel.streams"."StreamReader";
+    /// `asyncio.Queue`, whatever has that name by now
+    stock_queue = "rondel.sync"."_StockQueue";
+    /// `asyncio.Lock`, likewise
+    stock_lock = "rondel.sync"."_StockLock";
+    /// `asyncio.Event`
+    event_type = "asyncio.locks"."Event";
+    /// `asyncio.mixins._LoopBoundMixin._get_loop`
+    get_bound_loop = "rondel.sync"."_get_bound_loop";
+    /// `collections.deque`
+    deque = "collections"."deque";
+    /// `heapq.heappush`
+    heappush = "heapq"."heappush";
+    /// `heapq.heappop`
+    heappop = "heapq"."heappop";
+    /// `asyncio.QueueEmpty`
+    queue_empty = "asyncio.queues"."QueueEmpty";
+    /// `asyncio.QueueFull`
+    queue_full = "asyncio.queues"."QueueFull";
+    /// `asyncio.QueueShutDown` (3.13+)
+    queue_shut_down = "asyncio.queues"."QueueShutDown";
     /// `asyncio.IncompleteReadError`
     incomplete_read_error = "asyncio.exceptions"."IncompleteReadError";
     /// `asyncio.LimitOverrunError`

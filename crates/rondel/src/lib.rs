@@ -8,6 +8,7 @@
 //! | [`handle`] | Handle and TimerHandle, as Python sees them |
 //! | [`transport`] | stream sockets, datagram sockets, listeners, pipes and TLS |
 //! | [`streams`] | StreamReader and StreamWriter |
+//! | [`sync`] | queues and locks |
 //! | [`pools`] | thread pools: calls on their way to threads and back |
 //! | [`process`] | the ends of child processes, and what their pipes bring |
 //! | [`resolve`] | addresses that need no look-up |
@@ -50,6 +51,7 @@ mod sendfile;
 mod sock;
 mod status;
 mod streams;
+mod sync;
 mod transport;
 mod watch;
 
@@ -105,6 +107,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<watch::Watchdog>()?;
     module.add_class::<status::StatusServer>()?;
     files::install(module)?;
+    sync::install(module)?;
     pools::add_processes(module)?;
     module.add_function(wrap_pyfunction!(resolve::literal_addresses, module)?)?;
     module.add_class::<fetch::Downloads>()?;

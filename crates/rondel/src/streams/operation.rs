@@ -16,7 +16,7 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 use super::reader::{State, StreamReader};
 use super::writer;
 use crate::ffi::operation::Operation;
-use crate::imports;
+use crate::{imports, sync};
 
 /// The operations.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Kind {
     /// `__anext__()`
     Next,
     Drain,
+    /// Of a queue, a lock and so on.
+    Sync(sync::Kind),
 }
 
 impl Kind {
@@ -43,12 +45,17 @@ impl Kind {
             Kind::ReadLine => "readline",
             Kind::Next => "__anext__",
             Kind::Drain => "drain",
+            Kind::Sync(kind) => kind.name(),
         }
     }
 
     /// The same with its class.
     pub fn qualified_name(self) -> String {
-        let class = if self == Kind::Drain { "StreamWriter" } else { "StreamReader" };
+        let class = match self {
+            Kind::Drain => "StreamWriter",
+            Kind::Sync(kind) => kind.class(),
+            _ => "StreamReader",
+        };
         format!("{class}.{}", self.name())
     }
 }
@@ -75,8 +82,10 @@ pub fn step<'py>(
 ) -> PyResult<Step<'py>> {
     let owner = operation.owner(py)?;
     let kind = operation.kind();
-    if kind == Kind::Drain {
-        return writer::drain(&owner);
+    match kind {
+        Kind::Drain => return writer::drain(&owner),
+        Kind::Sync(kind) => return sync::step(kind, &owner, operation, waited, answer),
+        _ => {}
     }
     let reader = owner.cast::<StreamReader>()?;
     let state = reader.get().state(py);
