@@ -77,6 +77,11 @@ def seconds_at_full_size(
         return time.perf_counter() - began
 
 
+def best_of_two(*args: Any, calls: int) -> float:
+    # Other programs may take a core for a while.
+    return min(seconds_at_full_size(*args, calls=calls) for _ in range(2))
+
+
 @pytest.mark.parametrize(
     ("io_bound", "io_very_slow", "option"),
     [
@@ -127,7 +132,7 @@ def test_pure_python_loop(second_core: None) -> None:
     assert not advice.io_bound
     assert advice.gil is None or advice.gil > 0.7
     taken = {
-        option: seconds_at_full_size(advice, option, workloads.compute, 200_000, calls=100)
+        option: best_of_two(advice, option, workloads.compute, 200_000, calls=100)
         for option in ("direct", "threads", "processes")
     }
     assert min(taken, key=lambda option: taken[option]) == "processes"
@@ -139,7 +144,7 @@ def test_hashing_large_buffers(second_core: None) -> None:
     assert advice.sentence == "CPU-bound, but mostly without the GIL: use threads"
     assert advice.gil is None or advice.gil < 0.3
     taken = {
-        option: seconds_at_full_size(advice, option, workloads.hash_buffer, calls=200)
+        option: best_of_two(advice, option, workloads.hash_buffer, calls=200)
         for option in ("direct", "threads")
     }
     assert taken["threads"] < taken["direct"]

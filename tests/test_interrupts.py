@@ -1,6 +1,7 @@
 """What leaves run_forever and run_until_complete: KeyboardInterrupt, SystemExit, signals, fork."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -211,6 +212,19 @@ def test_signal_handler_runs_in_a_busy_loop(loop: Loop) -> None:
         with in_thread(kill_after, 0.05):
             loop.run_forever()
     assert len(handled.times) == 1
+
+
+def test_signal_that_no_bytecode_follows(loop: Loop) -> None:
+    # It comes while a callback that is not Python runs; nothing interrupts the wait after it.
+    original = signal.signal(signal.SIGUSR1, lambda *_: loop.stop())
+    try:
+        started = loop.time()
+        loop.call_soon(ctypes.CDLL(None)["raise"], int(signal.SIGUSR1))
+        loop.call_later(20, loop.stop)
+        loop.run_forever()
+        assert loop.time() - started < 10
+    finally:
+        signal.signal(signal.SIGUSR1, original)
 
 
 def test_sigint_leaves_run_forever_as_keyboard_interrupt(loop: Loop) -> None:

@@ -149,6 +149,11 @@ fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
         state.blind_turns.set(blind - 1);
         return Ok(());
     }
+    if !is_busy(state) {
+        // A signal that came after the last bytecode, while native code sent or received, would not
+        // interrupt the wait that comes. Its handler may add callbacks and timers.
+        py.check_signals()?;
+    }
     drop_cancelled_timers(state);
     // From here until the loop counts as sleeping no Python code runs, so nobody can add work
     // without either being seen here or waking the loop.
@@ -221,12 +226,12 @@ pub fn drop_cancelled_timers(state: &State) {
 /// whether it kept the GIL meanwhile.
 #[inline(always)]
 pub fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) -> PyResult<bool> {
+    let brief = timeout == Some(Duration::ZERO);
     let Some(mut poller) = state.poller.borrow_mut().take() else {
         // Another thread waits in it: this loop is being run twice, which its checks prevent.
         return Ok(true);
     };
     let mut events = state.spare_events.take();
-    let brief = timeout == Some(Duration::ZERO);
     let offer = if brief { state.sharing.offer(now) } else { Offer::Release };
     let result = if offer == Offer::Keep {
         poller.wait(timeout, &mut events)
