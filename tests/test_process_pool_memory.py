@@ -2,6 +2,7 @@
 
 import array
 import gc
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -45,6 +46,18 @@ def test_bytes(pool: rondel.ProcessPool, size: int) -> None:
         "é" * size,
         {data},
     ]
+
+
+def test_large_bytes_are_in_huge_pages() -> None:
+    switch = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists() or "[never]" in switch.read_text():
+        pytest.skip("this system has no huge pages")
+    with rondel.ProcessPool(1) as pool:
+        assert pool.submit(calls.memory_in_huge_pages).result(LIMIT) < 16 << 10
+        # As far as the system has some at hand.
+        large = [bytes(32 << 20)] * 5
+        found = [pool.submit(calls.memory_in_huge_pages, data).result(LIMIT) for data in large]
+        assert max(found) >= 16 << 10
 
 
 def test_a_large_result(pool: rondel.ProcessPool) -> None:

@@ -113,8 +113,9 @@ class NestedRun(Aside):
         self._interrupts = 0
         #: The context of the task that is put aside, where Python tells it (3.12+).
         self.context: Context | None = None
-        if sys.version_info >= (3, 12) and hasattr(self.task, "get_context"):
-            self.context = self.task.get_context()
+        task = self.task
+        if sys.version_info >= (3, 12) and task is not None and hasattr(task, "get_context"):
+            self.context = task.get_context()
         self._hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(loop._asyncgen_firstiter_hook, loop._asyncgen_finalizer_hook)
         asyncio._set_running_loop(loop)

@@ -11,11 +11,12 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use rondel_reactor::lock::lock;
 
 use crate::errors::os_error;
 use crate::event_loop::Loop;
@@ -94,11 +95,6 @@ impl StatusServer {
 
 fn named(name: &str) -> std::thread::Builder {
     std::thread::Builder::new().name(name.into())
-}
-
-/// Nothing is left half done under these locks, so a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The native thread.

@@ -9,6 +9,7 @@
 //! | `types` | making such types: the entries of CPython's tables |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
+//! | `huge_pages` | huge pages for large objects of a worker process |
 //! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
 //! | [`operation`] | what a stream's coroutine methods return, as a raw object with a free list |
 //! | [`lookup`] | which function a method call would reach |
@@ -28,6 +29,8 @@ pub mod context;
 pub mod handle;
 mod handle_slots;
 pub mod handle_types;
+#[cfg(target_os = "linux")]
+pub mod huge_pages;
 pub mod lookup;
 pub mod openssl;
 pub mod operation;

@@ -61,6 +61,8 @@ impl ProcessWorker {
     /// Take calls until the pool is shut down, or so many are done (0: no limit). `pack` makes what is
     /// sent in the place of an exception.
     fn serve(&self, py: Python<'_>, max_tasks: u64, pack: &Bound<'_, PyAny>) -> PyResult<()> {
+        #[cfg(target_os = "linux")]
+        crate::ffi::huge_pages::advise(py);
         self.worker.set_stage(Stage::Working);
         let mut done = 0;
         loop {
