@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import shutil
 import subprocess
 import sys
 import weakref
@@ -448,6 +449,7 @@ def test_the_download_program(tmp_path: Path) -> None:
     changed = program.replace("import aiohttp\n", "from rondel import http as aiohttp\n")
     assert changed != program
     (tmp_path / "program.py").write_text(changed)
+    shutil.copy(EXAMPLES / "asked.py", tmp_path)
     served = tmp_path / "served"
     served.mkdir()
     for number in range(20):
