@@ -126,8 +126,8 @@ def test_sleeping_on_a_loop() -> None:
 
 def test_slow_server() -> None:
     with slow_server(0.1) as port:
-        on_a_loop = rondel.choose(workloads.fetch_on_a_loop, port, budget=4)
-        in_threads = rondel.choose(workloads.fetch, f"http://127.0.0.1:{port}/", budget=4)
+        on_a_loop = measured("asyncio", workloads.fetch_on_a_loop, port)
+        in_threads = measured("threads", workloads.fetch, f"http://127.0.0.1:{port}/")
     assert on_a_loop.sentence == "I/O-bound and very slow: use asyncio"
     # 500 connections at once are what a loop is for.
     assert max(trial.workers for trial in on_a_loop.trials if trial.option == "asyncio") >= 500

@@ -453,6 +453,7 @@ def test_loop_closed_while_a_grandchild_holds_a_pipe(rondel_loop: Loop) -> None:
         script = "exec 3<&0; cat <&3 & exit 0"
         transport, protocol = await start("sh", "-c", script, stdin=reader, stderr=None)
         assert await transport._wait() == 0
+        await until(lambda: "exited" in protocol.events)  # it asks the transport
         protocol.transport = None
 
     reader, writer = os.pipe()
