@@ -82,7 +82,8 @@ def draw(results: dict[str, Any], outputs: list[Path]) -> None:
     if not panels:
         raise SystemExit("plot.py: the run has none of the rows that are drawn")
     height = -(-len(panels) // COLUMNS)
-    names = results["loops"]
+    drawn = report.columns([row for row, _ in panels])
+    names = [name for name in results["loops"] if name in drawn]
     size = (3.1 * COLUMNS, (0.55 + 0.21 * len(names)) * height + 0.9)
     figure, grid = pyplot.subplots(height, COLUMNS, figsize=size, squeeze=False)
     for axes in grid.flat[len(panels) :]:
