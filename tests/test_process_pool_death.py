@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -287,3 +288,19 @@ def test_nothing_is_left_behind() -> None:
 def mappings() -> int:
     """How many parts of pools' memory files this process has mapped."""
     return Path("/proc/self/maps").read_text().count("memfd:rondel-pool")
+
+
+def test_a_process_that_the_system_did_not_start_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    flag = tmp_path / "flag"
+    # What a child exits with whose exec() failed.
+    python.write_text(
+        f'#!/bin/sh\n[ -e {flag} ] || {{ : >{flag}; exit 255; }}\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(python))
+    with rondel.ProcessPool(1) as pool:
+        assert pool.submit(divmod, 7, 2).result(LIMIT) == (3, 1)
+    assert flag.exists()

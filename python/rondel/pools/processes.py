@@ -90,6 +90,11 @@ class PoolFuture(concurrent.futures.Future[_T]):
             self.set_running_or_notify_cancel()
 
 
+#: The exit status of a new process in which the interpreter could not be executed, which is how
+#: CPython's `_posixsubprocess` ends such a one.
+NOT_EXECUTED = 255
+
+
 class Workers:
     """A pool's processes, for the native part, which decides when to start one."""
 
@@ -149,11 +154,15 @@ class Workers:
         return process
 
     def ended(self, berth: int) -> tuple[tuple[str, int | None], bool]:
-        """Bury a process that has ended: how it did, and whether it was killed."""
+        """Bury a process that has ended: how it did, and whether another one may do better.
+
+        One that was killed before it took a call, or that the system did not start, is replaced
+        a few times. One that ended by itself would do so again.
+        """
         process = self.processes.pop(berth)
         process.join(60)
         code = process.exitcode
-        return (_how(code), code), code is not None and code < 0
+        return (_how(code), code), code is not None and (code < 0 or code == NOT_EXECUTED)
 
     def abandon(self, berth: int) -> tuple[str, int | None]:
         """End a process that cannot be watched, and bury it."""
