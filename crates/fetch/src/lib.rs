@@ -15,6 +15,7 @@
 //! | [`names`], [`checksum`], [`list`], [`metalink`], [`netrc`], [`cookies`], [`proxy`] | what is read |
 //! | [`backoff`], [`limit`] | when to wait |
 //! | [`cli`] | the command `rondel get` |
+//! | [`json`] | JSON strings |
 //!
 //! One thread runs all of it, on a tokio runtime of its own: what arrives is written to the page cache
 //! at once, which costs less than handing it to another thread. Looking names up, summing up whole files
@@ -32,6 +33,7 @@ pub mod error;
 pub mod event;
 pub mod exchange;
 pub mod job;
+pub mod json;
 pub mod limit;
 pub mod list;
 pub mod metalink;

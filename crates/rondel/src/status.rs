@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use rondel_fetch::json::quoted;
 use rondel_reactor::lock::lock;
 
 use crate::errors::os_error;
@@ -164,21 +165,4 @@ fn json(meter: &Meter) -> String {
         None => text.push_str("\"blocked\":null}"),
     }
     text
-}
-
-/// A JSON string.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            '\n' => quoted.push_str("\\n"),
-            character if character < ' ' => {
-                let _ = write!(quoted, "\\u{:04x}", u32::from(character));
-            }
-            character => quoted.push(character),
-        }
-    }
-    quoted.push('"');
-    quoted
 }

@@ -12,6 +12,7 @@ use super::args::Output;
 use crate::engine::Watch;
 use crate::error::{Error, Kind};
 use crate::event::{Done, Event, Observer};
+use crate::json::quoted;
 use crate::locked;
 
 /// Bars for single files, at most.
@@ -344,32 +345,9 @@ fn tail(path: &str, width: usize) -> String {
     format!("…{kept}")
 }
 
-/// A JSON string.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            c if c < ' ' => {
-                let _ = write!(quoted, "\\u{:04x}", c as u32);
-            }
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn json_strings() {
-        assert_eq!(quoted("a\"b\\c\nd\u{1}ä"), "\"a\\\"b\\\\c\\u000ad\\u0001ä\"");
-    }
 
     #[test]
     fn long_paths_keep_their_end() {

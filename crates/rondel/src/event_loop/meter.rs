@@ -1,9 +1,9 @@
 //! What a loop counts while it runs: turns, callbacks, polls, how long it waited, and how late it was.
 //!
 //! Only the loop's thread writes; other threads can read without the GIL, which blocked code may hold.
-//! The clock is read where the loop
-//! reads it anyway, at its polls, and once more at the beginning and the end of a run. So the times
-//! are as fine as the polls are: everything between two of them counts as running.
+//! The clock is read where the loop reads it anyway, at its polls, and once more at the beginning and
+//! the end of a run. So the times are as fine as the polls are: everything between two of them counts
+//! as running.
 
 use std::sync::{Arc, Mutex};
 

@@ -10,6 +10,7 @@
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
 //! | `huge_pages` | huge pages for large objects of a worker process |
+//! | `stop_iteration` | raising StopIteration with a value |
 //! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
 //! | [`operation`] | what a stream's coroutine methods return, as a raw object with a free list |
 //! | [`lookup`] | which function a method call would reach |
@@ -39,6 +40,7 @@ pub mod scheduling;
 pub mod shared_buffer;
 pub mod socket;
 pub mod stepping;
+mod stop_iteration;
 mod tasks;
 mod types;
 

@@ -182,14 +182,11 @@ pub fn put<'py>(
     let Some(plain) = Plain::of(queue)? else {
         return stock(imports::stock_queue(py)?, "put", (owner, item));
     };
-    if plain.is_full()? {
-        if state.is_shut_down.get() {
-            return Err(shut_down(py));
-        }
-        return new_waiter(owner, &state.event_loop, &state.putters(py)?);
-    }
     if state.is_shut_down.get() {
         return Err(shut_down(py));
+    }
+    if plain.is_full()? {
+        return new_waiter(owner, &state.event_loop, &state.putters(py)?);
     }
     plain.put(&item)?;
     Ok(none(py))
