@@ -14,7 +14,7 @@ use pyo3::types::PyDict;
 use rondel_reactor::net;
 use socket2::SockAddr;
 
-use super::address;
+use super::address::{self, Kept};
 use crate::ffi::socket::Socket;
 use crate::imports;
 
@@ -30,8 +30,8 @@ enum Owner {
 pub struct Endpoint {
     number: RawFd,
     owner: RefCell<Owner>,
-    local: Option<SockAddr>,
-    peer: Option<SockAddr>,
+    local: Option<Kept>,
+    peer: Option<Kept>,
     /// What was asked for before, and what the transport's maker gave.
     extra: RefCell<Option<Py<PyDict>>>,
 }
@@ -43,8 +43,8 @@ impl Endpoint {
         Endpoint {
             number: raw,
             owner: RefCell::new(Owner::Descriptor(fd)),
-            local: net::local_address(raw).ok(),
-            peer: Some(peer),
+            local: net::local_address(raw).ok().map(Kept::from),
+            peer: Some(peer.into()),
             extra: RefCell::new(None),
         }
     }
@@ -56,8 +56,8 @@ impl Endpoint {
         Ok(Endpoint {
             number: fd,
             owner: RefCell::new(Owner::Object(sock)),
-            local: net::local_address(fd).ok(),
-            peer: net::peer_address(fd).ok(),
+            local: net::local_address(fd).ok().map(Kept::from),
+            peer: net::peer_address(fd).ok().map(Kept::from),
             extra: RefCell::new(extra.map(Bound::unbind)),
         })
     }
@@ -88,17 +88,17 @@ impl Endpoint {
 
     /// Whether this is a TCP connection (and no Unix socket).
     pub fn is_tcp(&self) -> bool {
-        self.local.as_ref().is_some_and(|address| address.is_ipv4() || address.is_ipv6())
+        matches!(self.local, Some(Kept::V4(_) | Kept::V6(_)))
     }
 
     /// Whether this is a Unix socket.
     pub fn is_unix(&self) -> bool {
-        self.local.as_ref().is_some_and(SockAddr::is_unix)
+        matches!(&self.local, Some(Kept::Other(address)) if address.is_unix())
     }
 
     /// The address family, as far as it is known.
     pub fn family(&self) -> Option<i32> {
-        self.local.as_ref().map(|address| address.family().into())
+        self.local.as_ref().map(|address| address.full().family().into())
     }
 
     /// Whether the socket was connected when the transport was made.
@@ -200,10 +200,10 @@ fn closed_socket(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
 
 fn optional_address<'py>(
     py: Python<'py>,
-    address: Option<&SockAddr>,
+    address: Option<&Kept>,
 ) -> PyResult<Bound<'py, PyAny>> {
     match address {
-        Some(address) => address::to_python(py, address),
+        Some(address) => address::to_python(py, &address.full()),
         None => Ok(py.None().into_bound(py)),
     }
 }
