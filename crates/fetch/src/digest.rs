@@ -10,17 +10,60 @@ pub struct Challenge {
     realm: String,
     nonce: String,
     opaque: Option<String>,
+    domain: Option<String>,
     algorithm: Algorithm,
+    /// The algorithm as the server names it.
+    name: String,
     /// The hash of the password is mixed with this session's nonces (`-sess`).
     session: bool,
-    /// `auth` is among the qualities of protection; without any it is the old scheme of RFC 2069.
-    counted: bool,
+    protection: Protection,
     count: u32,
 }
 
+/// What an answer vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protection {
+    /// The old scheme of RFC 2069.
+    Old,
+    /// The method and the path (`auth`).
+    Request,
+    /// The body too (`auth-int`).
+    Body,
+}
+
+impl Protection {
+    /// What servers call it.
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Old => None,
+            Self::Request => Some("auth"),
+            Self::Body => Some("auth-int"),
+        }
+    }
+
+    /// The first of ours that is among those offered.
+    fn choose(offered: Option<&String>) -> Option<Self> {
+        let Some(offered) = offered else { return Some(Self::Old) };
+        [Self::Request, Self::Body].into_iter().find(|ours| {
+            let mut names = offered.split(',').map(str::trim);
+            names.any(|name| ours.name().is_some_and(|ours| ours.eq_ignore_ascii_case(name)))
+        })
+    }
+}
+
+/// The request that an answer is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// `GET` and so on.
+    pub method: &'a str,
+    /// Path and query, as they are sent.
+    pub path: &'a str,
+    /// The whole body.
+    pub body: &'a [u8],
+}
+
 impl Challenge {
-    /// The first challenge in a WWW-Authenticate header that can be answered: MD5 or SHA-256, and not
-    /// for the integrity of bodies alone.
+    /// The first challenge in a WWW-Authenticate header that can be answered: MD5, SHA-256 or SHA-512.
     pub fn find(header: &str) -> Option<Self> {
         challenges(header)
             .into_iter()
@@ -30,53 +73,69 @@ impl Challenge {
 
     fn read(parameters: &HashMap<String, String>) -> Option<Self> {
         let get = |name: &str| parameters.get(name).cloned();
-        let name = get("algorithm").unwrap_or_else(|| "MD5".into()).to_ascii_lowercase();
-        let (name, session) = match name.strip_suffix("-sess") {
+        let name = get("algorithm").unwrap_or_else(|| "MD5".into());
+        let lower = name.to_ascii_lowercase();
+        let (plain, session) = match lower.strip_suffix("-sess") {
             Some(plain) => (plain, true),
-            None => (name.as_str(), false),
+            None => (lower.as_str(), false),
         };
-        let algorithm = match name {
+        let algorithm = match plain {
             "md5" => Algorithm::Md5,
-            "sha-256" => Algorithm::Sha256,
+            "sha-256" | "sha256" => Algorithm::Sha256,
+            "sha-512" | "sha512" => Algorithm::Sha512,
             _ => return None,
         };
-        let counted = match parameters.get("qop") {
-            None => false,
-            Some(offered) => offered
-                .split(',')
-                .any(|one| one.trim().eq_ignore_ascii_case("auth"))
-                .then_some(true)?,
-        };
-        let (realm, nonce, opaque) = (get("realm")?, get("nonce")?, get("opaque"));
-        Some(Self { realm, nonce, opaque, algorithm, session, counted, count: 0 })
+        let protection = Protection::choose(parameters.get("qop"))?;
+        let (realm, nonce) = (get("realm")?, get("nonce").filter(|nonce| !nonce.is_empty())?);
+        let (opaque, domain) = (get("opaque"), get("domain"));
+        Some(Self { realm, nonce, opaque, domain, algorithm, name, session, protection, count: 0 })
+    }
+
+    /// What the server made up for this challenge.
+    pub fn nonce(&self) -> &str {
+        &self.nonce
+    }
+
+    /// The URLs, separated by blanks, that the same credentials are for.
+    pub fn domain(&self) -> Option<&str> {
+        self.domain.as_deref()
     }
 
     /// The value of an Authorization header for a GET of that path and query. `own` is a nonce of the
     /// client's, new each time.
     pub fn answer(&mut self, user: &str, password: &str, path: &str, own: &str) -> String {
+        self.answer_to(Request { method: "GET", path, body: b"" }, user, password, own)
+    }
+
+    /// The same for any request.
+    pub fn answer_to(
+        &mut self,
+        request: Request<'_>,
+        user: &str,
+        password: &str,
+        own: &str,
+    ) -> String {
         self.count += 1;
         let count = format!("{:08x}", self.count);
-        let hash = |text: &str| {
+        let hash_bytes = |data: &[u8]| {
             let mut hasher = Hasher::new(self.algorithm);
-            hasher.update(text.as_bytes());
+            hasher.update(data);
             hasher.finish()
         };
-        let (realm, nonce) = (&self.realm, &self.nonce);
+        let hash = |text: &str| hash_bytes(text.as_bytes());
+        let (realm, nonce, name) = (&self.realm, &self.nonce, &self.name);
+        let Request { method, path, body } = request;
         let mut secret = hash(&format!("{user}:{realm}:{password}"));
         if self.session {
             secret = hash(&format!("{secret}:{nonce}:{own}"));
         }
-        let request = hash(&format!("GET:{path}"));
-        let response = if self.counted {
-            hash(&format!("{secret}:{nonce}:{count}:{own}:auth:{request}"))
-        } else {
-            hash(&format!("{secret}:{nonce}:{request}"))
+        let request = match self.protection {
+            Protection::Body => hash(&format!("{method}:{path}:{}", hash_bytes(body))),
+            _ => hash(&format!("{method}:{path}")),
         };
-        let name = match (self.algorithm, self.session) {
-            (Algorithm::Sha256, false) => "SHA-256",
-            (Algorithm::Sha256, true) => "SHA-256-sess",
-            (_, false) => "MD5",
-            (_, true) => "MD5-sess",
+        let response = match self.protection.name() {
+            Some(quality) => hash(&format!("{secret}:{nonce}:{count}:{own}:{quality}:{request}")),
+            None => hash(&format!("{secret}:{nonce}:{request}")),
         };
         let mut value = format!(
             "Digest username={}, realm={}, nonce={}, uri={}, algorithm={name}, response=\"{response}\"",
@@ -85,10 +144,10 @@ impl Challenge {
             quoted(nonce),
             quoted(path),
         );
-        if self.counted {
-            value.push_str(&format!(", qop=auth, nc={count}"));
+        if let Some(quality) = self.protection.name() {
+            value.push_str(&format!(", qop={quality}, nc={count}"));
         }
-        if self.counted || self.session {
+        if self.protection != Protection::Old || self.session {
             value.push_str(&format!(", cnonce={}", quoted(own)));
         }
         if let Some(opaque) = &self.opaque {
@@ -170,18 +229,19 @@ mod tests {
     #[test]
     fn what_can_be_answered() {
         let old = Challenge::find("Digest realm=\"r\", nonce=\"n\"").unwrap();
-        assert!(!old.counted && old.algorithm == Algorithm::Md5);
+        assert!(old.protection == Protection::Old && old.algorithm == Algorithm::Md5);
         let answer = old.clone().answer("u\"", "p", "/", "own");
         assert!(answer.starts_with("Digest username=\"u\\\"\"") && !answer.contains("nc="));
         let session =
             Challenge::find("Digest realm=r,nonce=n,qop=auth,algorithm=MD5-sess").unwrap();
-        assert!(session.session && session.counted);
+        assert!(session.session && session.protection == Protection::Request);
         for none in [
             "",
             "Basic realm=\"Digest realm\"",
             "Negotiate YII==, Bearer",
             "Digest realm=\"r\"",
-            "Digest realm=\"r\", nonce=\"n\", qop=\"auth-int\"",
+            "Digest realm=\"r\", nonce=\"\"",
+            "Digest realm=\"r\", nonce=\"n\", qop=\"other\"",
             "Digest realm=\"r\", nonce=\"n\", algorithm=SHA-512-256",
         ] {
             assert_eq!(Challenge::find(none), None, "{none}");

@@ -95,6 +95,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<streams::writer::StreamWriter>()?;
     module.add("StreamOperation", ffi::operation::create_type(py)?)?;
     module.add_class::<http::connection::Connection>()?;
+    module.add_class::<http::digest::Digest>()?;
     module.add_class::<http::head::ResponseHead>()?;
     module.add_class::<http::stream::StreamReader>()?;
     module.add_class::<http::websocket::WebSocket>()?;

@@ -22,16 +22,21 @@ from .downloading import (
     DownloadError,
     DownloadProgress,
     File,
+    Options,
     download,
     downloads,
 )
 from .exceptions import *  # noqa: F403
 from .exceptions import __all__ as _exceptions
+from .fingerprint import Fingerprint
 from .formdata import FormData
-from .options import BasicAuth, ClientTimeout
-from .response import ClientResponse, HttpVersion, RequestInfo
+from .options import BasicAuth, ClientTimeout, encode_basic_auth
+from .response import ClientResponse, HttpVersion, HttpVersion10, HttpVersion11, RequestInfo
 
 if TYPE_CHECKING:
+    from . import hdrs as hdrs
+    from .digest_auth import DigestAuthMiddleware
+    from .middlewares import ClientHandlerType, ClientMiddlewareType, ClientRequest
     from .retrying import Retry
     from .testing import ASGITransport, MockRequest, MockResponse, MockTransport
     from .tracing import (
@@ -63,14 +68,19 @@ if TYPE_CHECKING:
     )
 
 # What not every program needs is imported when it is asked for.
-_PLACES = {"Retry": "retrying"} | dict.fromkeys(
-    ("ASGITransport", "MockRequest", "MockResponse", "MockTransport"), "testing"
-)
+_PLACES = {
+    "Retry": "retrying",
+    "DigestAuthMiddleware": "digest_auth",
+    **dict.fromkeys(("ClientHandlerType", "ClientMiddlewareType", "ClientRequest"), "middlewares"),
+    **dict.fromkeys(("ASGITransport", "MockRequest", "MockResponse", "MockTransport"), "testing"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "hdrs":
+        return importlib.import_module(".hdrs", __name__)
     place = _PLACES.get(name, "tracing" if name.startswith("Trace") else "websocket")
     value = getattr(importlib.import_module(f".{place}", __name__), name)
     globals()[name] = value
@@ -83,6 +93,9 @@ __all__ = (
     "ActiveDownload",
     "BaseConnector",
     "BasicAuth",
+    "ClientHandlerType",
+    "ClientMiddlewareType",
+    "ClientRequest",
     "ClientResponse",
     "ClientSession",
     "ClientTimeout",
@@ -90,13 +103,18 @@ __all__ = (
     "ClientWebSocketResponse",
     "ConnectionKey",
     "CookieJar",
+    "DigestAuthMiddleware",
     "DownloadError",
     "DownloadProgress",
     "Downloaded",
     "DummyCookieJar",
     "File",
+    "Fingerprint",
     "FormData",
     "HttpVersion",
+    "HttpVersion10",
+    "HttpVersion11",
+    "Options",
     "RequestContext",
     "RequestInfo",
     "StreamReader",
@@ -130,5 +148,7 @@ __all__ = (
     "WSMsgType",
     "download",
     "downloads",
+    "encode_basic_auth",
+    "hdrs",
     "request",
 )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import json as json_module
 import warnings
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from multidict import CIMultiDict
 from yarl import URL
 
-from .._rondel import HttpConnection
 from .connector import (
     BaseConnector,
-    ConnectionKey,
     SSLArgument,
     TCPConnector,
     check_ssl,
@@ -26,18 +24,18 @@ from .exceptions import (
     BadHttpMessage,
     ClientOSError,
     ClientPayloadError,
-    ClientResponseError,
     ServerDisconnectedError,
     TooManyRedirects,
 )
 from .formdata import Payload, payload_of
 from .options import DEFAULT_TIMEOUT, BasicAuth, ClientTimeout
 from .request import Exchange, Headers, merged, prepare
-from .response import ClientResponse
-from .sending import begin, expired, send
+from .response import ClientResponse, HttpVersion, HttpVersion11
+from .sending import IDEMPOTENT, Sender, bad_message, begin, expired
 from .urls import full_url, redirected
 
 if TYPE_CHECKING:
+    from .middlewares import ClientMiddlewareType
     from .proxy import Proxy
     from .retrying import Retry
     from .tracing import TraceConfig, Tracing
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
 RaiseForStatus = bool | Callable[[ClientResponse], Coroutine[Any, Any, None]] | None
 
 _UNSET: Any = object()
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REMEMBERED_URLS = 512
 
@@ -72,6 +69,8 @@ class ClientSession:
         skip_auto_headers: Iterable[str] | None = None,
         auth: BasicAuth | None = None,
         json_serialize: Callable[[Any], str] = json_module.dumps,
+        json_serialize_bytes: Callable[[Any], bytes] | None = None,
+        response_class: type[ClientResponse] = ClientResponse,
         cookie_jar: AbstractCookieJar | None = None,
         connector_owner: bool = True,
         raise_for_status: RaiseForStatus = False,
@@ -84,11 +83,10 @@ class ClientSession:
         fallback_charset_resolver: Callable[[ClientResponse, bytes], str] | None = None,
         proxy: str | URL | None = None,
         proxy_auth: BasicAuth | None = None,
-        middlewares: Any = (),
+        middlewares: Sequence[ClientMiddlewareType] = (),
         retry: Retry | None = None,
     ) -> None:
         del loop, read_bufsize
-        _refuse(middlewares=middlewares)
         self._loop = running_loop()
         self._base_url = URL(base_url) if base_url is not None else None
         if self._base_url is not None and not self._base_url.absolute:
@@ -105,6 +103,8 @@ class ClientSession:
         self._skipped = frozenset(name.lower() for name in skip_auto_headers or ())
         self._auth = auth
         self._json_serialize = json_serialize
+        self._json_serialize_bytes = json_serialize_bytes
+        self.response_class = response_class
         self._raise_for_status = raise_for_status
         self._timeout = DEFAULT_TIMEOUT if timeout is _UNSET else _timeout(timeout)
         self._auto_decompress = auto_decompress
@@ -117,9 +117,10 @@ class ClientSession:
         for config in self._trace_configs:
             config.freeze()
         self.retry = retry
+        self._middlewares = middlewares
         self.is_plain = retry is None and not self._trace_configs
         # Exchanges of plain requests that were made before.
-        self._remembers = not (trust_env or proxy or self._trace_configs)
+        self._remembers = not (trust_env or proxy or self._trace_configs or middlewares)
         self._prepared: dict[tuple[str, str], Exchange] = {}
 
     def __del__(self) -> None:
@@ -208,14 +209,14 @@ class ClientSession:
         trace_request_ctx: Any = None,
         read_bufsize: int | None = None,
         auto_decompress: bool | None = None,
+        middlewares: Sequence[ClientMiddlewareType] | None = None,
         _context: RequestContext | None = None,
         _switch: int = 0,
         _tracing: Tracing | None = None,
     ) -> ClientResponse:
         if self._closed:
             raise RuntimeError("Session is closed")
-        if compress or expect100 or not read_until_eof:
-            _refuse(compress=compress, expect100=expect100)
+        if not read_until_eof:
             _refuse(**{"read_until_eof=False": not read_until_eof})
         limits = self._timeout if timeout is _UNSET else _timeout(timeout)
         deadline = self._loop.time() + limits.total if limits.total else None
@@ -231,6 +232,8 @@ class ClientSession:
             and skip_auto_headers is None
             and auth is None
             and chunked is None
+            and not expect100
+            and middlewares is None
             and server_hostname is None
             and proxy is None
             and (ssl is True or ssl is None)
@@ -249,7 +252,7 @@ class ClientSession:
             if auth is not None and url.raw_user is not None:
                 raise ValueError("Cannot combine AUTH argument with credentials encoded in URL")
             if json is not None:
-                data = Payload("application/json", self._json_serialize(json).encode())
+                data = Payload("application/json", self._json(json))
             remember = remember and url.raw_user is None
             all_headers = merged(self._headers, headers)
             skipped = self._skipped
@@ -257,13 +260,17 @@ class ClientSession:
                 skipped |= {name.lower() for name in skip_auto_headers}
             own_cookies = plain_cookies(cookies) if cookies is not None else {}
             payload = payload_of(data) if data is not None else None
+            if compress and payload is not None:
+                from .compressing import compressed
+
+                payload = compressed(payload, compress)
             tls = True if ssl is None else check_ssl(ssl)
             chosen = self._chosen_proxy(proxy, proxy_auth, proxy_headers)
             own_auth = auth
             if _tracing is not None:
                 await _tracing.start(method, url.update_query(params or {}), all_headers)
         history: list[ClientResponse] = []
-        retried = False
+        sender: Sender | None = None
         while True:
             if exchange is None:
                 if params:
@@ -284,6 +291,7 @@ class ClientSession:
                     authorization=authorization,
                     payload=payload,
                     chunked=chunked,
+                    expect100=expect100,
                     ssl=tls,
                     server_hostname=server_hostname,
                     proxy=chosen,
@@ -292,62 +300,48 @@ class ClientSession:
                     if len(self._prepared) >= _REMEMBERED_URLS:
                         self._prepared.clear()
                     self._prepared[method, str_or_url] = exchange  # type: ignore[index]
-            connection = None
-            if _tracing is None:
+            response = None
+            if remember and not history and not limits.sock_read:
                 connection = self._connector.idle_connection(exchange.key)
-            reused = connection is not None
-            if connection is None:
-                connection = await self._connect(exchange.key, limits, deadline, _tracing)
-                reused = connection.arrivals > 0
-            try:
-                if remember and not history and not limits.sock_read:
-                    # As send() does it, for a request without a body: one coroutine less.
+                if connection is not None:
+                    # As a Sender does it, for a request without a body: two coroutines less.
                     timer = None
                     if deadline is not None:
                         timer = self._loop.call_at(deadline, expired, connection)
-                    number = begin(
-                        connection,
-                        exchange.head,
-                        method == "HEAD",
-                        False,
-                        decode,
-                        timer,
-                        self._connector.release,
-                    )
+                    release = self._connector.release
+                    bodiless = method == "HEAD"
                     try:
-                        head = await connection.response()
-                    except BaseException:
-                        connection.close(number)
-                        raise
+                        number = begin(
+                            connection, exchange.head, bodiless, False, decode, timer, release
+                        )
+                        try:
+                            head = await connection.response()
+                        except BaseException:
+                            connection.close(number)
+                            raise
+                        response = self.response_class(
+                            self, method, exchange.url, exchange.headers, head, connection, ()
+                        )
+                    except (ClientOSError, ServerDisconnectedError):
+                        # The server may have closed it before it saw the request.
+                        if method not in IDEMPOTENT:
+                            raise
+                        sender = Sender(self, limits, deadline, decode, _switch, _tracing)
+                        sender.again = False
+                    except BadHttpMessage as error:
+                        raise bad_message(exchange, (), error) from error
+            if response is None:
+                if sender is None:
+                    sender = Sender(self, limits, deadline, decode, _switch, _tracing)
+                sender.history = tuple(history)
+                chain = self._middlewares if middlewares is None else middlewares
+                if chain:
+                    from .middlewares import run
+
+                    response = await run(chain, self, exchange, sender, skipped)
                 else:
-                    head = await send(
-                        self._loop,
-                        connection,
-                        exchange,
-                        decode,
-                        deadline,
-                        limits.sock_read,
-                        self._connector.release,
-                        _switch,
-                        _tracing,
-                    )
-            except (ClientOSError, ServerDisconnectedError):
-                # The server may have closed it before it saw the request.
-                payload = exchange.payload
-                again = payload is None or payload.replayable
-                if not reused or retried or not again or method not in _IDEMPOTENT:
-                    raise
-                retried = True
-                continue
-            except BadHttpMessage as error:
-                raise ClientResponseError(
-                    exchange.info(), tuple(history), status=400, message=str(error)
-                ) from error
-            response = ClientResponse(
-                self, method, exchange.url, exchange.headers, head, connection, tuple(history)
-            )
-            response._tracing = _tracing
-            if head.has("set-cookie"):
+                    response = await sender.send(exchange)
+            if response._head.has("set-cookie"):
                 self._keep_cookies(response)
             if not allow_redirects or response.status not in _REDIRECTS:
                 break
@@ -427,6 +421,11 @@ class ClientSession:
             )
         return url, auth.encode()
 
+    def _json(self, value: Any) -> bytes:
+        if self._json_serialize_bytes is not None:
+            return self._json_serialize_bytes(value)
+        return self._json_serialize(value).encode()
+
     def _chosen_proxy(
         self, proxy: str | URL | None, auth: BasicAuth | None, headers: Headers | None
     ) -> Proxy | None:
@@ -447,16 +446,6 @@ class ClientSession:
         from .proxy import netrc_auth
 
         return await self._loop.run_in_executor(None, netrc_auth, url.host)
-
-    async def _connect(
-        self,
-        key: ConnectionKey,
-        limits: ClientTimeout,
-        deadline: float | None,
-        tracing: Tracing | None,
-    ) -> HttpConnection:
-        async with asyncio.timeout_at(deadline):
-            return await self._connector.connect(key, limits, tracing)
 
     def _keep_cookies(self, response: ClientResponse) -> None:
         fields = response.headers.getall("Set-Cookie", ())
@@ -538,6 +527,21 @@ class ClientSession:
     def trust_env(self) -> bool:
         """Whether the environment names proxies."""
         return self._trust_env
+
+    @property
+    def trace_configs(self) -> list[TraceConfig]:
+        """What is told of each step."""
+        return self._trace_configs
+
+    @property
+    def version(self) -> HttpVersion:
+        """The version of HTTP."""
+        return HttpVersion11
+
+    @property
+    def middlewares(self) -> Sequence[ClientMiddlewareType]:
+        """What all requests go through."""
+        return self._middlewares
 
     async def close(self) -> None:
         """Close the session, and its connections if the pool is its own."""

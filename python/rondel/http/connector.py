@@ -9,7 +9,7 @@ import socket
 import ssl as ssl_module
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from .._rondel import HttpConnection
 from ..loop import Loop
@@ -24,13 +24,23 @@ from .exceptions import (
     ConnectionTimeoutError,
     UnixClientConnectorError,
 )
+from .fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from .options import ClientTimeout
     from .proxy import Proxy
     from .tracing import Tracing
 
-SSLArgument = ssl_module.SSLContext | bool
+SSLArgument = ssl_module.SSLContext | bool | Fingerprint
+
+
+class Resolver(Protocol):
+    """Looks names up in place of the loop: aiohttp's resolvers, or anything like them."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[Any]:
+        """Dictionaries whose `host` is an address; OSError."""
 
 
 class ConnectionKey(NamedTuple):
@@ -364,11 +374,12 @@ class BaseConnector:
 class TCPConnector(BaseConnector):
     """Connections over TCP, and over TLS where the URL says https.
 
-    `ssl`: True checks certificates by the system's authorities, False checks nothing, an
-    `ssl.SSLContext` is used as it is. `family`, `local_addr`, `happy_eyeballs_delay` and
-    `interleave` are those of `loop.create_connection`. Names are resolved by the loop's
-    getaddrinfo, for each new connection; `use_dns_cache` and `ttl_dns_cache` are accepted and
-    change nothing.
+    `ssl`: True checks certificates by the system's authorities, False checks nothing, a Fingerprint
+    only that, and an `ssl.SSLContext` is used as it is. `family`, `local_addr`,
+    `happy_eyeballs_delay` and `interleave` are those of `loop.create_connection`. Names are
+    resolved by the loop's getaddrinfo, for each new connection; `use_dns_cache` and `ttl_dns_cache`
+    are accepted and change nothing. A `resolver` is asked in place of getaddrinfo, and the
+    addresses that it gives are tried one after the other.
     """
 
     def __init__(
@@ -378,6 +389,7 @@ class TCPConnector(BaseConnector):
         use_dns_cache: bool = True,
         ttl_dns_cache: int | None = 10,
         family: socket.AddressFamily = socket.AddressFamily.AF_UNSPEC,
+        resolver: Resolver | None = None,
         local_addr: tuple[str, int] | None = None,
         happy_eyeballs_delay: float | None = 0.25,
         interleave: int | None = None,
@@ -399,26 +411,59 @@ class TCPConnector(BaseConnector):
         del ttl_dns_cache
         self._use_dns_cache = use_dns_cache
         self.ssl = check_ssl(ssl)
+        self._resolver = resolver
         self._arguments: dict[str, Any] = {"family": family, "local_addr": local_addr}
         if happy_eyeballs_delay is not None:
             self._arguments["happy_eyeballs_delay"] = happy_eyeballs_delay
         if interleave is not None:
             self._arguments["interleave"] = interleave
 
+    @property
+    def family(self) -> socket.AddressFamily:
+        """Of which the addresses are."""
+        family: socket.AddressFamily = self._arguments["family"]
+        return family
+
+    @property
+    def use_dns_cache(self) -> bool:
+        """What it was made with; there is no cache."""
+        return self._use_dns_cache
+
+    def clear_dns_cache(self, host: str | None = None, port: int | None = None) -> None:
+        """There is no cache that could be cleared."""
+
     async def _context(self, key: ConnectionKey) -> ssl_module.SSLContext | None:
         if not key.is_ssl:
             return None
         chosen = self.ssl if key.ssl is True else key.ssl
-        if isinstance(chosen, bool):
-            # Reading the system's authorities takes 10 ms and more: not on the loop's thread.
-            return await self._loop.run_in_executor(None, _default_context, chosen)
-        return chosen
+        if isinstance(chosen, ssl_module.SSLContext):
+            return chosen
+        # Reading the system's authorities takes 10 ms and more: not on the loop's thread.
+        return await self._loop.run_in_executor(None, _default_context, chosen is True)
 
     async def _open(self, key: ConnectionKey, connection: HttpConnection) -> None:
         if key.proxy is None:
             await self._dial(key, connection)
+        else:
+            await self._open_through(key.proxy, key, connection)
+        pinned = key.ssl if isinstance(key.ssl, Fingerprint) else self.ssl
+        if key.is_ssl and isinstance(pinned, Fingerprint) and connection.transport is not None:
+            try:
+                pinned.check(connection.transport)
+            except BaseException:
+                connection.close()
+                raise
+
+    async def _open_through(
+        self, proxy: Proxy, key: ConnectionKey, connection: HttpConnection
+    ) -> None:
+        url = proxy.url
+        if proxy.is_socks:
+            from .socks import connect
+
+            context = await self._context(key)
+            await connect(self._loop, proxy, key, connection, context, self._arguments)
             return
-        url = key.proxy.url
         proxy_key = ConnectionKey(
             url.raw_host or "", url.port, url.scheme == "https", key.ssl, None
         )
@@ -429,20 +474,47 @@ class TCPConnector(BaseConnector):
         if context is not None:
             from .proxy import tunnel
 
-            await tunnel(self._loop, key.proxy, key, through, connection, context)
+            await tunnel(self._loop, proxy, key, through, connection, context)
 
     async def _resolve_traced(self, key: ConnectionKey, tracing: Tracing) -> None:
         if key.proxy is not None or _is_address(key.host):
             return
         await tracing.resolving(key.host, True, missed=self._use_dns_cache)
-        await self._loop.getaddrinfo(key.host, key.port, type=socket.SOCK_STREAM)
+        if await self._addresses(key) == [key.host]:
+            await self._loop.getaddrinfo(key.host, key.port, type=socket.SOCK_STREAM)
         await tracing.resolving(key.host, False)
+
+    async def _addresses(self, key: ConnectionKey) -> list[str]:
+        """What the program's resolver says; the host itself when there is none."""
+        if self._resolver is None or _is_address(key.host):
+            return [key.host]
+        family = self._arguments["family"]
+        try:
+            found = await self._resolver.resolve(key.host, key.port or 0, family=family)
+        except OSError as error:
+            raise ClientConnectorDNSError(key, error) from error
+        if not found:
+            raise ClientConnectorDNSError(key, OSError(None, "no addresses"))
+        return [info["host"] for info in found]
 
     async def _dial(self, key: ConnectionKey, connection: HttpConnection) -> None:
         context = await self._context(key)
+        *addresses, last = await self._addresses(key)
+        for address in addresses:
+            with contextlib.suppress(OSError):
+                return await self._dial_address(address, key, connection, context)
+        await self._dial_address(last, key, connection, context)
+
+    async def _dial_address(
+        self,
+        address: str,
+        key: ConnectionKey,
+        connection: HttpConnection,
+        context: ssl_module.SSLContext | None,
+    ) -> None:
         await self._loop.create_connection(
             lambda: connection,
-            key.host,
+            address,
             key.port,
             ssl=context,
             server_hostname=(key.server_hostname or key.host) if context else None,
@@ -473,6 +545,9 @@ class UnixConnector(BaseConnector):
 
 def check_ssl(ssl: object) -> SSLArgument:
     """The argument `ssl`, or TypeError."""
-    if isinstance(ssl, (bool, ssl_module.SSLContext)):
+    if ssl is None:
+        return True
+    if isinstance(ssl, (bool, ssl_module.SSLContext, Fingerprint)):
         return ssl
-    raise TypeError(f"ssl should be SSLContext or bool, got {ssl!r} instead.")
+    text = f"ssl should be SSLContext, bool, Fingerprint or None, got {ssl!r} instead."
+    raise TypeError(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
@@ -175,6 +176,37 @@ class CookieJar(AbstractCookieJar):
         """Whether cookies of hosts that are addresses are taken."""
         return self._unsafe
 
+    @property
+    def treat_as_secure_origin(self) -> frozenset[URL]:
+        """Origins that get secure cookies although they are not https."""
+        return self._secure_origins
+
+    def save(self, file_path: str | os.PathLike[str]) -> None:
+        """Write the cookies to a file, which aiohttp reads as well. OSError."""
+        from .cookie_files import save
+
+        save(self, file_path)
+
+    def load(self, file_path: str | os.PathLike[str]) -> None:
+        """Replace the cookies by those of a file; OSError, and ValueError for a wrong file.
+
+        Files in the pickle format of older aiohttp are not read.
+        """
+        from .cookie_files import load
+
+        found = load(file_path)
+        self.clear()
+        for key, morsel, host_only, when in found:
+            if not self._unsafe and _is_address(key[0]):
+                continue
+            self._cookies[key] = morsel
+            if host_only:
+                self._host_only.add(key)
+            if when is not None:
+                self._expirations[key] = when
+                heapq.heappush(self._expiring, (when, key))
+        self._expire()
+
     def __len__(self) -> int:
         return len(self._cookies)
 
@@ -298,6 +330,13 @@ class DummyCookieJar(AbstractCookieJar):
 
     def __init__(self, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
         del loop
+
+    quote_cookie = True
+    unsafe = False
+    treat_as_secure_origin: frozenset[URL] = frozenset()
+
+    def update_cookies_from_headers(self, headers: Iterable[str], response_url: URL) -> None:
+        """Forgotten at once."""
 
     def __len__(self) -> int:
         return 0

@@ -37,6 +37,7 @@ __all__ = (
     "RedirectClientError",
     "ServerConnectionError",
     "ServerDisconnectedError",
+    "ServerFingerprintMismatch",
     "ServerTimeoutError",
     "SocketTimeoutError",
     "TooManyRedirects",
@@ -223,6 +224,23 @@ class ServerDisconnectedError(ServerConnectionError):
     def __init__(self, message: str | None = None) -> None:
         self.message = "Server disconnected" if message is None else message
         self.args = (self.message,)
+
+
+class ServerFingerprintMismatch(ServerConnectionError):
+    """The server's certificate is not the one that is asked for."""
+
+    def __init__(self, expected: bytes, got: bytes, host: str, port: int) -> None:
+        self.expected = expected
+        self.got = got
+        self.host = host
+        self.port = port
+        self.args = (expected, got, host, port)
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} expected={self.expected!r} got={self.got!r} "
+            f"host={self.host!r} port={self.port!r}>"
+        )
 
 
 class ServerTimeoutError(ServerConnectionError, asyncio.TimeoutError):

@@ -24,7 +24,10 @@ class Payload:
     whether it can be sent again.
     """
 
-    __slots__ = ("content_type", "data", "length", "open", "replayable")
+    __slots__ = ("content_type", "data", "encoding", "length", "open", "replayable")
+
+    #: How it is compressed.
+    encoding: str | None
 
     def __init__(
         self,
@@ -40,6 +43,34 @@ class Payload:
         self.open = open
         self.length = len(data) if data is not None else length
         self.replayable = replayable
+        self.encoding = None
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """All of it, one after the other."""
+        return self._whole() if self.open is None else self.open()
+
+    async def _whole(self) -> AsyncIterator[bytes]:
+        if self.data:
+            yield self.data
+
+    @property
+    def size(self) -> int | None:
+        """How many bytes it has; None when it is not known."""
+        return self.length
+
+    async def as_bytes(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """The whole of it. One that cannot be sent twice is used up thereby.
+
+        The arguments are those of aiohttp; a body is bytes already.
+        """
+        del encoding, errors
+        return b"".join([bytes(piece) async for piece in self.pieces()])
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """What is in memory, as text; TypeError for a body that is not."""
+        if self.data is None:
+            raise TypeError("the body is not in memory")
+        return self.data.decode(encoding, errors)
 
 
 def payload_of(data: Any) -> Payload:

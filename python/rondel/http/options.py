@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from yarl import URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,13 @@ class BasicAuth(NamedTuple):
     encoding: str = "latin1"
 
     @classmethod
+    def from_url(cls, url: URL, *, encoding: str = "latin1") -> Self | None:
+        """The credentials in a URL; None when it has none."""
+        if url.raw_user is None and url.raw_password is None:
+            return None
+        return cls(url.user or "", url.password or "", encoding)
+
+    @classmethod
     def decode(cls, auth_header: str, encoding: str = "latin1") -> Self:
         """The credentials of an Authorization header's value; ValueError when it has none."""
         kind, _, encoded = auth_header.partition(" ")
@@ -55,3 +65,8 @@ class BasicAuth(NamedTuple):
             raise ValueError('A ":" is not allowed in login (RFC 1945#section-11.1)')
         pair = f"{self.login}:{self.password}".encode(self.encoding)
         return "Basic " + base64.b64encode(pair).decode("ascii")
+
+
+def encode_basic_auth(login: str, password: str = "", encoding: str = "utf-8") -> str:
+    """The value of an Authorization header; ValueError for a colon in the login."""
+    return BasicAuth(login, password, encoding).encode()

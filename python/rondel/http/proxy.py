@@ -32,6 +32,13 @@ class Proxy(NamedTuple):
     url: URL
     authorization: str | None
     headers: tuple[tuple[str, str], ...]
+    #: For a SOCKS proxy, which has no header fields.
+    auth: BasicAuth | None = None
+
+    @property
+    def is_socks(self) -> bool:
+        """Whether it speaks SOCKS and not HTTP."""
+        return self.url.scheme.startswith("socks")
 
 
 def proxy_of(url: str | URL, auth: BasicAuth | None, headers: Headers | None) -> Proxy | None:
@@ -49,6 +56,11 @@ def proxy_of(url: str | URL, auth: BasicAuth | None, headers: Headers | None) ->
     auth = auth or own
     if not url:
         return None
+    if url.scheme.startswith("socks"):
+        from .socks import check
+
+        check(url, auth)
+        return Proxy(url, None, (), auth)
     told = CIMultiDict(headers or {})
     authorization = told.pop("Authorization", None)
     if auth is not None:
@@ -95,17 +107,18 @@ def netrc_auth(host: str) -> BasicAuth | None:
 
 
 def environment_proxy(url: URL) -> Proxy | None:
-    """The proxy for a URL by ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``."""
+    """The proxy for a URL by ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``."""
     if url.host is None or proxy_bypass(url.host):
         return None
-    named = getproxies().get(url.scheme)
+    proxies = getproxies()
+    named = proxies.get(url.scheme) or proxies.get("all")
     if named is None:
         return None
     proxy, auth = split_credentials(URL(named))
     if proxy.scheme in ("https", "wss"):
         _logger.warning("%s proxies %s are not supported, ignoring", proxy.scheme.upper(), proxy)
         return None
-    if auth is None and proxy.host is not None:
+    if auth is None and proxy.host is not None and not proxy.scheme.startswith("socks"):
         auth = netrc_auth(proxy.host)
     return proxy_of(proxy, auth, None)
 

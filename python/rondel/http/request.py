@@ -35,7 +35,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 class Exchange:
     """A request that is ready to be sent, also more than once."""
 
-    __slots__ = ("chunked", "head", "headers", "key", "method", "payload", "url")
+    __slots__ = ("chunked", "expects", "head", "headers", "key", "method", "payload", "url")
 
     def __init__(
         self,
@@ -45,7 +45,6 @@ class Exchange:
         headers: CIMultiDict[str],
         payload: Payload | None,
         chunked: bool,
-        target: str,
     ) -> None:
         self.method = method
         self.url = url
@@ -53,6 +52,11 @@ class Exchange:
         self.headers = headers
         self.payload = payload
         self.chunked = chunked
+        #: The body waits for the server's 100 Continue.
+        self.expects = headers.get("Expect", "").lower() == "100-continue"
+        target = url.raw_path_qs
+        if key.proxy is not None and not key.is_ssl and not key.proxy.is_socks:
+            target = str(url.with_fragment(None))
         fields = "".join([header_field(name, value) for name, value in headers.items()])
         self.head = f"{method} {target} HTTP/1.1\r\n{fields}\r\n".encode()
 
@@ -101,6 +105,7 @@ def prepare(
     authorization: str | None,
     payload: Payload | None,
     chunked: bool | None,
+    expect100: bool,
     ssl: Any,
     server_hostname: str | None,
     proxy: Proxy | None,
@@ -126,18 +131,17 @@ def prepare(
         headers["Cookie"] = f"{before}; {sent}" if before else sent
     if authorization is not None:
         headers["Authorization"] = authorization
-    in_chunks = _frame(method, headers, skipped, payload, chunked)
+    if expect100:
+        headers["Expect"] = "100-continue"
+    in_chunks = frame(method, headers, skipped, payload, chunked)
     secure = url.scheme in ("https", "wss")
-    target = url.raw_path_qs
-    if proxy is not None and not secure:
-        target = str(url.with_fragment(None))
-        if proxy.authorization is not None:
-            headers["Proxy-Authorization"] = proxy.authorization
+    if proxy is not None and not secure and proxy.authorization is not None:
+        headers["Proxy-Authorization"] = proxy.authorization
     key = ConnectionKey(url.raw_host or "", url.port, secure, ssl, server_hostname, proxy)
-    return Exchange(method, url, key, headers, payload, in_chunks, target)
+    return Exchange(method, url, key, headers, payload, in_chunks)
 
 
-def _frame(
+def frame(
     method: str,
     headers: CIMultiDict[str],
     skipped: frozenset[str],
@@ -145,6 +149,11 @@ def _frame(
     chunked: bool | None,
 ) -> bool:
     """Set the fields that describe the body; returns whether it goes in HTTP chunks."""
+    if payload is not None and payload.encoding is not None:
+        if headers.get("Content-Encoding"):
+            raise ValueError("compress can not be set if Content-Encoding header is set")
+        headers["Content-Encoding"] = payload.encoding
+        chunked = True
     if payload is not None and payload.content_type and "content-type" not in skipped:
         headers.setdefault("Content-Type", payload.content_type)
     elif method in ("POST", "PUT", "PATCH") and "content-type" not in skipped:

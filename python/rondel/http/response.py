@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from yarl import URL
 
     from .client import ClientSession
+    from .fields import ContentDisposition, Links
     from .tracing import Tracing
 
 _JSON_TYPE = re.compile(r"application/(?:[\w.+-]+?\+)?json$", re.IGNORECASE)
@@ -29,6 +30,10 @@ class HttpVersion(NamedTuple):
 
     major: int
     minor: int
+
+
+HttpVersion10 = HttpVersion(1, 0)
+HttpVersion11 = HttpVersion(1, 1)
 
 
 class RequestInfo(NamedTuple):
@@ -194,6 +199,20 @@ class ClientResponse:
     def charset(self) -> str | None:
         """The media type's charset."""
         return self._content_type[1].get("charset")
+
+    @cached_property
+    def links(self) -> Links:
+        """The links of the field Link, by their `rel`."""
+        from .fields import links
+
+        return links(self.headers.getall("Link", ()), self.url)
+
+    @cached_property
+    def content_disposition(self) -> ContentDisposition | None:
+        """The field Content-Disposition: what it is, and a file's name as the server has it."""
+        from .fields import content_disposition
+
+        return content_disposition(self.headers.get("Content-Disposition"))
 
     @property
     def content_length(self) -> int | None:

@@ -9,15 +9,111 @@ from typing import TYPE_CHECKING, Any
 from .._rondel import HttpConnection, HttpHead
 from ..loop import Loop
 from .exceptions import (
+    BadHttpMessage,
     ClientOSError,
     ClientPayloadError,
+    ClientResponseError,
     ServerDisconnectedError,
     SocketTimeoutError,
 )
+from .formdata import Payload
 from .request import Exchange
+from .response import ClientResponse
 
 if TYPE_CHECKING:
+    from .client import ClientSession
+    from .options import ClientTimeout
     from .tracing import Tracing
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+class Sender:
+    """Does the exchanges of one request: that of the request itself and those of its redirects."""
+
+    __slots__ = (
+        "again",
+        "deadline",
+        "decode",
+        "history",
+        "limits",
+        "session",
+        "switch",
+        "tracing",
+    )
+
+    def __init__(
+        self,
+        session: ClientSession,
+        limits: ClientTimeout,
+        deadline: float | None,
+        decode: bool,
+        switch: int,
+        tracing: Tracing | None,
+    ) -> None:
+        self.session = session
+        self.limits = limits
+        self.deadline = deadline
+        self.decode = decode
+        self.switch = switch
+        self.tracing = tracing
+        #: Whether a connection that was lost may be replaced, which is done once.
+        self.again = True
+        #: The redirects before.
+        self.history: tuple[ClientResponse, ...] = ()
+
+    async def send(self, exchange: Exchange) -> ClientResponse:
+        """Get a connection, send the request, and wait for the response's head."""
+        connector = self.session.connector
+        while True:
+            connection = None
+            if self.tracing is None:
+                connection = connector.idle_connection(exchange.key)
+            reused = connection is not None
+            if connection is None:
+                async with asyncio.timeout_at(self.deadline):
+                    connection = await connector.connect(exchange.key, self.limits, self.tracing)
+                reused = connection.arrivals > 0
+            try:
+                head = await send(
+                    self.session._loop,
+                    connection,
+                    exchange,
+                    self.decode,
+                    self.deadline,
+                    self.limits.sock_read,
+                    connector.release,
+                    self.switch,
+                    self.tracing,
+                )
+            except (ClientOSError, ServerDisconnectedError):
+                # The server may have closed it before it saw the request.
+                payload = exchange.payload
+                replayable = payload is None or payload.replayable
+                if not (self.again and reused and replayable and exchange.method in IDEMPOTENT):
+                    raise
+                self.again = False
+            except BadHttpMessage as error:
+                raise bad_message(exchange, self.history, error) from error
+            else:
+                response = self.session.response_class(
+                    self.session,
+                    exchange.method,
+                    exchange.url,
+                    exchange.headers,
+                    head,
+                    connection,
+                    self.history,
+                )
+                response._tracing = self.tracing
+                return response
+
+
+def bad_message(
+    exchange: Exchange, history: tuple[ClientResponse, ...], error: BadHttpMessage
+) -> ClientResponseError:
+    """What a program is told of an answer that is no HTTP."""
+    return ClientResponseError(exchange.info(), history, status=400, message=str(error))
 
 
 class Timers:
@@ -111,7 +207,8 @@ async def send(
         timer = loop.call_at(deadline, expired, connection)
     payload = exchange.payload
     data = exchange.head
-    streamed = payload is not None and payload.data is None
+    expects = exchange.expects
+    streamed = expects or (payload is not None and payload.data is None)
     if exchange.chunked and not streamed:
         data += _chunk(payload.data or b"" if payload is not None else b"") + _LAST_CHUNK
     elif payload is not None and not streamed:
@@ -119,11 +216,15 @@ async def send(
     if switch:
         connection.expect_switch(switch)
     number = begin(connection, data, exchange.method == "HEAD", streamed, decode, timer, release)
+    go_ahead: asyncio.Future[None] | None = None
+    if expects:
+        go_ahead = loop.create_future()
+        connection.expect_continue(go_ahead)
     try:
         if tracing is not None:
-            await _tell_sent(tracing, exchange)
+            await _tell_sent(tracing, exchange, streamed)
         if streamed:
-            return await _upload(loop, connection, exchange, tracing)
+            return await _upload(loop, connection, exchange, tracing, go_ahead)
         return await connection.response()
     except BaseException:
         # Not another's: when the response is complete the connection may be in use again.
@@ -131,24 +232,31 @@ async def send(
         raise
 
 
-async def _tell_sent(tracing: Tracing, exchange: Exchange) -> None:
+async def _tell_sent(tracing: Tracing, exchange: Exchange, streamed: bool) -> None:
     await tracing.headers_sent(exchange.method, exchange.url, exchange.headers)
-    if exchange.payload is not None and exchange.payload.data:
+    if exchange.payload is not None and exchange.payload.data and not streamed:
         await tracing.chunk_sent(exchange.method, exchange.url, exchange.payload.data)
 
 
 async def _upload(
-    loop: Loop, connection: HttpConnection, exchange: Exchange, tracing: Tracing | None
+    loop: Loop,
+    connection: HttpConnection,
+    exchange: Exchange,
+    tracing: Tracing | None,
+    go_ahead: asyncio.Future[None] | None,
 ) -> HttpHead:
-    """Send the body's pieces while the response may already come."""
-    writer = loop.create_task(_write_body(connection, exchange, tracing))
+    """Send the body's pieces (after `go_ahead`) while the response may already come."""
+    writer = loop.create_task(_write_body(connection, exchange, tracing, go_ahead))
     writer.add_done_callback(_written)
     connection.writer = writer  # keeps the task
     try:
-        return await connection.response()
+        head = await connection.response()
     except BaseException:
         writer.cancel()
         raise
+    if go_ahead is not None and not go_ahead.done():
+        writer.cancel()  # the server has decided without the body
+    return head
 
 
 def _written(task: asyncio.Task[None]) -> None:
@@ -157,6 +265,7 @@ def _written(task: asyncio.Task[None]) -> None:
 
 
 _LAST_CHUNK = b"0\r\n\r\n"
+_NOTHING = Payload(None, b"")
 
 
 def _chunk(data: bytes) -> bytes:
@@ -164,12 +273,15 @@ def _chunk(data: bytes) -> bytes:
 
 
 async def _write_body(
-    connection: HttpConnection, exchange: Exchange, tracing: Tracing | None
+    connection: HttpConnection,
+    exchange: Exchange,
+    tracing: Tracing | None,
+    go_ahead: asyncio.Future[None] | None,
 ) -> None:
-    payload, chunked = exchange.payload, exchange.chunked
-    if payload is None or payload.open is None:
-        return
-    pieces = payload.open()
+    payload, chunked = exchange.payload or _NOTHING, exchange.chunked
+    if go_ahead is not None:
+        await go_ahead
+    pieces = payload.pieces()
     left = int(length) if (length := exchange.headers.get("Content-Length")) else None
     try:
         async for piece in pieces:

@@ -106,8 +106,16 @@ class _Wire(asyncio.Transport):
     def write(self, data: Any) -> None:
         self._arrived += data
         request = _request(self._arrived, self._origin) if self._task is None else None
+        if request is None and self._waits_for_continue():
+            interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+            self._loop.call_soon(self._connection.data_received, interim)
         if request is not None:
             self._task = self._loop.create_task(self._answer(request))
+
+    def _waits_for_continue(self) -> bool:
+        """Whether what arrived is a head that asks whether its body may follow."""
+        head, end, rest = self._arrived.partition(b"\r\n\r\n")
+        return bool(end) and not rest and b"\r\nexpect: 100-continue" in head.lower()
 
     async def _answer(self, request: MockRequest) -> None:
         try:

@@ -53,6 +53,8 @@ pub struct Connection {
     timer: Slot,
     head_waiter: Slot,
     room_waiter: Slot,
+    /// A future that is done when the server wants the request's body (100 Continue).
+    go_ahead: Slot,
     phase: Confined<RefCell<Phase>>,
     /// A head that nobody has taken yet.
     head: Confined<RefCell<Option<Py<ResponseHead>>>>,
@@ -89,13 +91,14 @@ fn slot() -> Slot {
 }
 
 impl Connection {
-    fn slots(&self) -> [&Slot; 6] {
+    fn slots(&self) -> [&Slot; 7] {
         [
             &self.on_free,
             &self.transport,
             &self.timer,
             &self.head_waiter,
             &self.room_waiter,
+            &self.go_ahead,
             &self.error,
         ]
     }
@@ -306,6 +309,7 @@ impl Connection {
             timer: slot(),
             head_waiter: slot(),
             room_waiter: slot(),
+            go_ahead: slot(),
             phase: Confined::new(RefCell::new(Phase::Idle)),
             head: Confined::new(RefCell::new(None)),
             body: Confined::new(RefCell::new(None)),
@@ -374,6 +378,7 @@ impl Connection {
             this.timer.get(py).replace(timer),
             this.on_free.get(py).replace(on_free),
             this.head.get(py).take(),
+            this.go_ahead.get(py).take(),
         );
         this.phase.get(py).replace(Phase::Head { partial: Vec::new(), bodiless });
         drop(before);
@@ -386,6 +391,13 @@ impl Connection {
     /// The next response switches the protocol if it has this status: nothing that follows is HTTP.
     fn expect_switch(&self, py: Python<'_>, status: u16) {
         self.flags(py).switch.set(status);
+    }
+
+    /// `waiter` is done when the server has said 100 Continue (or something else below 200) in the
+    /// exchange that is going on.
+    fn expect_continue(&self, py: Python<'_>, waiter: Py<PyAny>) {
+        let before = self.go_ahead.get(py).replace(Some(waiter));
+        drop(before);
     }
 
     /// Give what arrives after a switch to a WebSocket.

@@ -19,6 +19,7 @@
 
 pub mod connection;
 mod decode;
+pub mod digest;
 mod faults;
 mod framing;
 pub mod head;

@@ -81,6 +81,7 @@ impl Connection {
         let used = length - before;
         if head.status < 200 && head.status != 101 {
             self.phase.get(py).replace(Phase::Head { partial: Vec::new(), bodiless });
+            self.wake(py, &self.go_ahead)?;
             return Ok(Some(used));
         }
         if self.flags(py).switch.replace(0) == head.status {

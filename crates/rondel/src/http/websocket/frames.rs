@@ -17,6 +17,8 @@ const INVALID_TEXT: u16 = 1007;
 const TOO_BIG: u16 = 1009;
 /// Of a frame whose length is given in eight bytes, beyond which it is refused whatever the limit.
 const MAX_LENGTH: u64 = (1 << 63) - 1;
+/// Memory that is made ready for the rest of a frame.
+const MOST_RESERVED: usize = 4 * 1024 * 1024;
 /// Close codes below 3000 that a peer may send.
 const CLOSE_CODES: [u16; 12] =
     [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014];
@@ -104,8 +106,12 @@ impl Parser {
                     None => return Ok(None),
                 },
             };
+            let all = self.start == 0 && self.tail.len() == header.length;
             let there = &mut self.tail[self.start..];
             if there.len() < header.length {
+                // All of it at once, but no more than a peer that lies could make of nothing.
+                let missing = header.length - there.len();
+                self.tail.reserve(missing.min(MOST_RESERVED));
                 self.header = Some(header);
                 return Ok(None);
             }
@@ -113,8 +119,13 @@ impl Parser {
             if let Some(mask) = header.mask {
                 apply_mask(payload, mask);
             }
-            let payload = payload.to_vec();
-            self.start += header.length;
+            let payload = if all {
+                std::mem::take(&mut self.tail)
+            } else {
+                let copy = payload.to_vec();
+                self.start += header.length;
+                copy
+            };
             if let Some(message) = self.take_frame(&header, payload)? {
                 return Ok(Some(message));
             }
@@ -273,44 +284,44 @@ impl Framer {
         Framer { secret: RandomState::new(), frames: 0, deflate }
     }
 
-    /// A frame that is a whole message. `bits`: compress this message, by itself, with so large a
-    /// window.
-    pub fn frame(&mut self, opcode: u8, data: &[u8], bits: Option<u8>) -> Vec<u8> {
+    /// Of a frame that is a whole message: its header, the mask, and the payload when it is another
+    /// than `data`. `bits`: compress this message, by itself, with so large a window.
+    pub fn header(
+        &mut self,
+        opcode: u8,
+        data: &[u8],
+        bits: Option<u8>,
+    ) -> (Vec<u8>, [u8; 4], Option<Vec<u8>>) {
         let packed = match (bits, &mut self.deflate) {
             _ if opcode >= CLOSE => None,
             (Some(bits), _) => Some(Deflate::new(bits, false).message(data)),
             (None, Some(deflate)) => Some(deflate.message(data)),
             (None, None) => None,
         };
-        let first = 0x80 | opcode | if packed.is_some() { 0x40 } else { 0 };
-        let payload = packed.as_deref().unwrap_or(data);
         // A keyed hash of a counter: nobody who sees masks can tell the next one.
         self.frames += 1;
         let [a, b, c, d, ..] = self.secret.hash_one(self.frames).to_ne_bytes();
         let mask = [a, b, c, d];
-        let mut frame = Vec::with_capacity(payload.len() + 14);
-        frame.push(first);
-        match payload.len() {
-            length @ 0..126 => frame.push(0x80 | length as u8),
+        let mut header = Vec::with_capacity(14);
+        header.push(0x80 | opcode | if packed.is_some() { 0x40 } else { 0 });
+        match packed.as_deref().unwrap_or(data).len() {
+            length @ 0..126 => header.push(0x80 | length as u8),
             length @ 126..65536 => {
-                frame.push(0x80 | 126);
-                frame.extend_from_slice(&(length as u16).to_be_bytes());
+                header.push(0x80 | 126);
+                header.extend_from_slice(&(length as u16).to_be_bytes());
             }
             length => {
-                frame.push(0x80 | 127);
-                frame.extend_from_slice(&(length as u64).to_be_bytes());
+                header.push(0x80 | 127);
+                header.extend_from_slice(&(length as u64).to_be_bytes());
             }
         }
-        frame.extend_from_slice(&mask);
-        let start = frame.len();
-        frame.extend_from_slice(payload);
-        apply_mask(&mut frame[start..], mask);
-        frame
+        header.extend_from_slice(&mask);
+        (header, mask, packed)
     }
 }
 
 /// Puts a mask on, or takes it off.
-fn apply_mask(data: &mut [u8], mask: [u8; 4]) {
+pub fn apply_mask(data: &mut [u8], mask: [u8; 4]) {
     let wide: [u8; 16] = std::array::from_fn(|index| mask[index % 4]);
     let change = |piece: &mut [u8]| {
         for (byte, mask) in piece.iter_mut().zip(wide) {

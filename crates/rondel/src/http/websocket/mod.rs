@@ -18,7 +18,7 @@ use pyo3::types::{PyBytes, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use self::deflate::Deflate;
-use self::frames::{BINARY, CLOSE, Framer, Message, PING, PONG, Parser, TEXT};
+use self::frames::{BINARY, CLOSE, Framer, Message, PING, PONG, Parser, TEXT, apply_mask};
 use super::connection::Connection;
 use super::wait::{Source, Wait};
 use super::wake;
@@ -130,6 +130,24 @@ impl WebSocket {
         self.connection.get(py).borrow().as_ref().map(|connection| connection.clone_ref(py))
     }
 
+    fn framed<'py>(
+        &self,
+        py: Python<'py>,
+        opcode: u8,
+        data: &[u8],
+        bits: Option<u8>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let (header, mask, packed) = self.framer.get(py).borrow_mut().header(opcode, data, bits);
+        let payload = packed.as_deref().unwrap_or(data);
+        PyBytes::new_with(py, header.len() + payload.len(), |memory| {
+            let (first, rest) = memory.split_at_mut(header.len());
+            first.copy_from_slice(&header);
+            rest.copy_from_slice(payload);
+            apply_mask(rest, mask);
+            Ok(())
+        })
+    }
+
     /// The next message, if it has arrived.
     pub fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let (taken, left) = {
@@ -211,13 +229,11 @@ impl WebSocket {
         data: &Bound<'py, PyAny>,
         bits: Option<u8>,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let frame = if let Ok(bytes) = data.cast::<PyBytes>() {
-            self.framer.get(py).borrow_mut().frame(opcode, bytes.as_bytes(), bits)
-        } else {
-            let copy = PyBuffer::<u8>::get(data)?.to_vec(py)?;
-            self.framer.get(py).borrow_mut().frame(opcode, &copy, bits)
-        };
-        Ok(PyBytes::new(py, &frame))
+        if let Ok(bytes) = data.cast::<PyBytes>() {
+            return self.framed(py, opcode, bytes.as_bytes(), bits);
+        }
+        let copy = PyBuffer::<u8>::get(data)?.to_vec(py)?;
+        self.framed(py, opcode, &copy, bits)
     }
 
     /// For how many seconds nothing has arrived.
