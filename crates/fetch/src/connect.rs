@@ -69,7 +69,10 @@ impl Connector {
         options: &Options,
     ) -> Result<Connection> {
         let limit = options.connect_timeout;
-        timeout(limit, self.open(url, proxy, options)).await.unwrap_or_else(|_| {
+        // In a box, as what is rare and large is everywhere here: a future is copied whole when it is
+        // first awaited, and every request's would have room for this one.
+        let open = Box::pin(self.open(url, proxy, options));
+        timeout(limit, open).await.unwrap_or_else(|_| {
             let text = format!("no connection within {} s", limit.as_secs_f64());
             Err(Error::new(Kind::Timeout, text))
         })

@@ -168,7 +168,9 @@ impl Transfer<'_> {
                 self.progress.begin(size, Some(size));
                 let modified = state.source.modified.clone();
                 let part = Part::open(paths, state.source, state.done)?;
-                return self.finish(part, None, modified.as_deref(), planned.target.clone()).await;
+                let modified = modified.as_deref();
+                let end = self.finish(part, None, modified, planned.target.clone());
+                return Box::pin(end).await;
             }
             let mut extra = HeaderMap::new();
             let mut since = None;
@@ -318,9 +320,9 @@ impl Transfer<'_> {
             hasher,
             divisible,
         };
-        body.receive(answer).await?;
+        Box::pin(body.receive(answer)).await?;
         let Body { part, hasher, .. } = body;
-        self.finish(part, hasher, modified.as_deref(), target).await
+        Box::pin(self.finish(part, hasher, modified.as_deref(), target)).await
     }
 
     /// Where the file goes, now that the server has had its say.
