@@ -24,6 +24,8 @@ pub struct Planned {
     pub index: usize,
     /// The job.
     pub job: Job,
+    /// Its first URL, read.
+    pub url: Url,
     /// Where it goes, unless the server names it.
     pub target: PathBuf,
     /// Whether the server may name it.
@@ -246,7 +248,7 @@ fn plan(jobs: Vec<Job>, shared: &Shared) {
                     queue.turn.push_back(host);
                 }
                 queue.waiting += 1;
-                let planned = Planned { index, job, target, may_be_named, host };
+                let planned = Planned { index, job, url, target, may_be_named, host };
                 queue.hosts[host].waiting.push_back(planned);
             }
             Err(error) => shared.tell(Event::Finished { index, result: Err(error) }),
@@ -316,7 +318,7 @@ pub async fn run_here(
 ) -> Result<()> {
     let count = options.concurrency.max(1).min(jobs.len());
     let shared = Arc::new(Shared {
-        client: Client::new(&options)?,
+        client: Client::new(&options, count)?,
         limiter: options.rate.map(Limiter::new),
         options,
         observer,

@@ -37,8 +37,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for a run with these options.
-    pub fn new(options: &Options) -> Result<Self> {
+    /// A client for a run with these options and that many transfers at a time.
+    pub fn new(options: &Options, transfers: usize) -> Result<Self> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
         // A file is wanted as it is: its length and its checksum are those of the plain bytes.
@@ -51,7 +51,7 @@ impl Client {
             add(&mut headers, name, value)?;
         }
         Ok(Self {
-            connector: Connector::new(options.concurrency),
+            connector: Connector::new(transfers),
             idle: Mutex::default(),
             headers,
             challenges: Mutex::default(),

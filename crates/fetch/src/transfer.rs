@@ -36,7 +36,7 @@ pub async fn run(
         let name = planned.target.file_name()?.to_string_lossy();
         shared.options.sums.as_ref()?.find(&name).cloned()
     });
-    let mut transfer = Transfer { shared, planned, progress, checksum, named: None };
+    let mut transfer = Transfer { shared, planned, progress, checksum, absent: false, named: None };
     match shared.options.total_timeout {
         None => transfer.run().await,
         Some(limit) => timeout(limit, transfer.run()).await.unwrap_or_else(|_| {
@@ -51,6 +51,8 @@ struct Transfer<'a> {
     planned: Arc<Planned>,
     progress: &'a Arc<Progress>,
     checksum: Option<Checksum>,
+    /// There was no file of the planned name, so there is none to ask or to look for.
+    absent: bool,
     /// The name that the server gave, and the target claimed for it.
     named: Option<(String, PathBuf)>,
 }
@@ -118,9 +120,12 @@ impl Transfer<'_> {
     }
 
     /// What can be answered without asking the server.
-    async fn before_any_request(&self) -> Result<Option<Done>> {
+    async fn before_any_request(&mut self) -> Result<Option<Done>> {
         let target = &self.planned.target;
-        let Ok(metadata) = target.metadata() else { return Ok(None) };
+        let Ok(metadata) = target.metadata() else {
+            self.absent = true;
+            return Ok(None);
+        };
         if let Some(settled) = self.is_settled(target, metadata.len()) {
             return settled.map(Some);
         }
@@ -153,8 +158,9 @@ impl Transfer<'_> {
 
     /// One attempt, from the request to the file in its place.
     async fn attempt(&mut self, url: &str) -> Result<Done> {
-        let parsed = parse_url(url)?;
         let planned = Arc::clone(&self.planned);
+        let is_first = planned.job.urls.first().is_some_and(|first| first == url);
+        let parsed = if is_first { planned.url.clone() } else { parse_url(url)? };
         let shared = Arc::clone(self.shared);
         let options = &shared.options;
         let paths = Paths::of(&planned.target);
@@ -168,7 +174,9 @@ impl Transfer<'_> {
                 self.progress.begin(size, Some(size));
                 let modified = state.source.modified.clone();
                 let part = Part::open(paths, state.source, state.done)?;
-                return self.finish(part, None, modified.as_deref(), planned.target.clone()).await;
+                let modified = modified.as_deref();
+                let end = self.finish(part, None, modified, planned.target.clone());
+                return Box::pin(end).await;
             }
             let mut extra = HeaderMap::new();
             let mut since = None;
@@ -246,7 +254,10 @@ impl Transfer<'_> {
 
     /// Ask for the file only if it is newer than the one that is there, whose time it returns.
     fn ask_if_modified(&self, extra: &mut HeaderMap) -> Option<SystemTime> {
-        if self.shared.options.existing != Existing::Update || self.checksum.is_some() {
+        if self.absent
+            || self.shared.options.existing != Existing::Update
+            || self.checksum.is_some()
+        {
             return None;
         }
         let metadata = self.planned.target.metadata().ok().filter(|metadata| metadata.is_file())?;
@@ -318,9 +329,9 @@ impl Transfer<'_> {
             hasher,
             divisible,
         };
-        body.receive(answer).await?;
+        Box::pin(body.receive(answer)).await?;
         let Body { part, hasher, .. } = body;
-        self.finish(part, hasher, modified.as_deref(), target).await
+        Box::pin(self.finish(part, hasher, modified.as_deref(), target)).await
     }
 
     /// Where the file goes, now that the server has had its say.
@@ -351,6 +362,9 @@ impl Transfer<'_> {
         length: Option<u64>,
         modified: Option<&str>,
     ) -> Result<Option<Done>> {
+        if self.absent && target == self.planned.target {
+            return Ok(None);
+        }
         let Ok(metadata) = target.metadata() else { return Ok(None) };
         if let Some(settled) = self.is_settled(target, metadata.len()) {
             return settled.map(Some);

@@ -285,7 +285,7 @@ async fn read(source: &str, options: &Options) -> Result<String> {
         return read_file(Path::new(source));
     }
     let within = |error: Error| Error { text: format!("{source}: {}", error.text), ..error };
-    let client = Client::new(options)?;
+    let client = Client::new(options, 1)?;
     let url = parse_url(source)?;
     let mut answer = client.get(options, &url, &[], &HeaderMap::new()).await.map_err(within)?;
     if answer.status.as_u16() != 200 {
