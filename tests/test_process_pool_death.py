@@ -1,6 +1,7 @@
 """rondel.ProcessPool: workers that die, calls that are killed, parents that go, what is left."""
 
 import asyncio
+import errno
 import gc
 import multiprocessing.spawn
 import os
@@ -11,7 +12,9 @@ import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import process_calls as calls
 import pytest
@@ -304,3 +307,67 @@ def test_a_process_that_the_system_did_not_start_is_replaced(
     with rondel.ProcessPool(1) as pool:
         assert pool.submit(divmod, 7, 2).result(LIMIT) == (3, 1)
     assert flag.exists()
+
+
+@pytest.fixture
+def tracker() -> None:
+    """Multiprocessing's helper process runs, which nothing prevents from starting later."""
+    resource_tracker.ensure_running()
+
+
+@pytest.mark.usefixtures("tracker")
+def test_workers_get_the_environment_that_the_program_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The C library's environment, which another thread may be changing, is not looked at: this is
+    # too long for exec().
+    os.putenv("RONDEL_TOO_LONG", "x" * 2**18)
+    try:
+        monkeypatch.setenv("RONDEL_SEEN", "yes")
+        with rondel.ProcessPool(1) as pool:
+            assert pool.submit(os.getenv, "RONDEL_SEEN").result(LIMIT) == "yes"
+            assert pool.submit(os.getenv, "RONDEL_TOO_LONG").result(LIMIT) is None
+    finally:
+        os.unsetenv("RONDEL_TOO_LONG")
+
+
+@pytest.mark.usefixtures("tracker")
+def test_what_prevents_a_start_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = open_fds()
+    monkeypatch.setenv("RONDEL_TOO_LONG", "x" * 2**18)
+    with rondel.ProcessPool(1) as pool:
+        with pytest.raises(
+            BrokenProcessPool, match="could not be started: .*list too long"
+        ) as told:
+            pool.submit(calls.echo).result(LIMIT)
+        cause = told.value.__cause__
+        assert isinstance(cause, OSError)
+        assert cause.errno == errno.E2BIG
+        assert os.fsdecode(cause.filename) == sys.executable
+    monkeypatch.delenv("RONDEL_TOO_LONG")
+
+    python = tmp_path / "python"
+    python.touch(0o644)
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(python))
+    with rondel.ProcessPool(1) as pool, pytest.raises(BrokenProcessPool, match=f"{python}"):
+        pool.submit(calls.echo).result(LIMIT)
+    del pool, told, cause
+    gc.collect()
+    wait_until(lambda: open_fds() == before)
+
+
+@pytest.mark.usefixtures("tracker")
+def test_the_shared_pool_is_replaced_when_it_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package's attribute of this name is the function.
+    offload: Any = sys.modules[rondel.offload.__module__]
+    monkeypatch.setattr(offload, "_shared", {})
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("RONDEL_TOO_LONG", "x" * 2**18)
+            with pytest.raises(BrokenProcessPool):
+                await rondel.offload(calls.echo, 1, to="processes")
+        assert await rondel.offload(calls.echo, 1, to="processes") == 1
+
+    rondel.run(main(), debug=False)
+    offload.executor("processes").shutdown()

@@ -144,7 +144,7 @@ def executor(to: Where) -> Executor:
     if isinstance(to, Executor):
         return to
     pool = _shared.get(to)
-    if pool is None:
+    if pool is None or getattr(pool, "_broken", False):
         pool = _shared[to] = _make(to)
     return pool
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from .. import _rondel
 from ..cores import usable
 from . import process_worker
+from .spawning import WorkerProcess
 
 if TYPE_CHECKING:
     import asyncio
@@ -90,8 +91,9 @@ class PoolFuture(concurrent.futures.Future[_T]):
             self.set_running_or_notify_cancel()
 
 
-#: The exit status of a new process in which the interpreter could not be executed, which is how
-#: CPython's `_posixsubprocess` ends such a one.
+#: The exit status of a new process in which the interpreter could not be executed, where
+#: multiprocessing itself starts it: in a context that is not its own "spawn" (for which there is
+#: :mod:`rondel.pools.spawning`). With "forkserver" it also stands for a server that has gone.
 NOT_EXECUTED = 255
 
 
@@ -148,9 +150,10 @@ class Workers:
             self._initargs,
             self._max_tasks,
         )
-        process: BaseProcess = self._context.Process(  # type: ignore[attr-defined]
-            target=target, args=args, name=f"RondelWorker-{berth}"
-        )
+        make = self._context.Process  # type: ignore[attr-defined]
+        if make is multiprocessing.context.SpawnProcess:
+            make = WorkerProcess
+        process: BaseProcess = make(target=target, args=args, name=f"RondelWorker-{berth}")
         return process
 
     def ended(self, berth: int) -> tuple[tuple[str, int | None], bool]:
@@ -540,6 +543,8 @@ def _serve(server: "_rondel.ProcessServer", workers: Workers) -> None:
         for process in list(workers.processes.values()):
             process.join()
         _serving.pop(threading.current_thread(), None)
+        # The error of a process that could not be started has this frame, and the pool has it.
+        del server
 
 
 _serving: "dict[threading.Thread, _rondel.ProcessServer]" = {}

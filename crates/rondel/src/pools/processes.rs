@@ -89,7 +89,7 @@ impl Core {
             Fate::Shut => {
                 Err(PyRuntimeError::new_err("cannot schedule new futures after shutdown"))
             }
-            Fate::Broken(error) => Err(PyErr::from_value(error.bind(py).clone())),
+            Fate::Broken(error) => Err(anew(error.bind(py))),
         }
     }
 
@@ -108,7 +108,7 @@ impl Core {
         drop(old);
         self.parent.close();
         for (call, _) in self.parent.withdraw_all() {
-            process_call::deliver(call.bind(py), Err(PyErr::from_value(error.clone())), None);
+            process_call::deliver(call.bind(py), Err(anew(error)), None);
         }
         self.parent.signal_all(libc::SIGKILL);
     }
@@ -191,6 +191,19 @@ impl Core {
             }
         }
     }
+}
+
+/// An exception like this one, for somebody to raise: what is raised keeps the frames it went through,
+/// and the one that the pool keeps would keep the pool by those.
+fn anew(error: &Bound<'_, PyAny>) -> PyErr {
+    let py = error.py();
+    let like = || {
+        let args = error.getattr(intern!(py, "args"))?.cast_into::<PyTuple>()?;
+        let like = error.get_type().call1(args)?;
+        like.setattr(intern!(py, "__cause__"), error.getattr(intern!(py, "__cause__"))?)?;
+        Ok(PyErr::from_value(like))
+    };
+    like().unwrap_or_else(|error: PyErr| error)
 }
 
 /// `rondel.ProcessPool` and its `submit`, once there is such a class.
