@@ -21,6 +21,10 @@ import loops
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(ROOT / "scripts"))
+
+import pgo  # noqa: E402
+
 REQUIREMENTS = HERE / "requirements.txt"
 TOLD = 5
 
@@ -205,7 +209,8 @@ def build_wheel(python: Path, folder: Path, short: str) -> Path:
         python,
     ]
     target: list[str | Path] = ["--out", out, "--target-dir", ROOT / "target" / f"bench-{short}"]
-    run([*command, *target], "building rondel", cwd=ROOT)
+    environment = {**os.environ, **pgo.variables()}
+    run([*command, *pgo.arguments(), *target], "building rondel", cwd=ROOT, env=environment)
     return next(out.glob("rondel-*.whl"))
 
 

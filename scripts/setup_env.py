@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import interpreters
+import pgo
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
@@ -81,13 +82,16 @@ class Environment:
         extension = PACKAGE / f"_rondel{suffix}"
         if extension.exists() and self._recall("build") == digest_of(build_inputs()):
             return
-        say(f"building rondel for {self.path} with maturin develop --release")
+        why_not = pgo.misfit()
+        guided = f"without a profile: {why_not}" if why_not else "with the profile in pgo/"
+        say(f"building rondel for {self.path} with maturin develop --release, {guided}")
         bin_folder = self.python.parent
         run(
-            [bin_folder / "maturin", "develop", "--release"],
+            [bin_folder / "maturin", "develop", "--release", *pgo.arguments()],
             "rondel's extension did not build",
             env={
                 **os.environ,
+                **pgo.variables(),
                 "VIRTUAL_ENV": str(self.path),
                 "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             },
@@ -117,7 +121,7 @@ def build_inputs() -> list[Path]:
         for path in (ROOT / "crates").rglob("*")
         if path.suffix in {".rs", ".toml"} and path.is_file()
     ]
-    return [path for path in top if path.exists()] + sorted(crates)
+    return [path for path in (*top, pgo.PROFILE) if path.exists()] + sorted(crates)
 
 
 def included(file: Path) -> Iterator[Path]:

@@ -18,6 +18,7 @@ import venv
 from pathlib import Path
 
 import interpreters
+import pgo
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
@@ -38,6 +39,7 @@ def call(*command: str | Path, cwd: Path = ROOT, clean: bool = False) -> None:
     if not clean:
         # maturin finds zig through the first python3 on the path.
         environment["PATH"] = f"{TOOLS / 'bin'}{os.pathsep}{environment['PATH']}"
+        environment |= pgo.variables()
     subprocess.run(list(command), cwd=cwd, env=environment, check=True)
 
 
@@ -56,7 +58,7 @@ def build(builder: Path, python: Path, folder: Path) -> Path:
     target = ROOT / "target" / "wheels"
     command: list[str | Path] = [builder, "-m", "maturin", "build", "--release", "--zig"]
     command += ["--compatibility", PLATFORM, "--interpreter", python, "--out", folder]
-    call(*command, "--target-dir", target)
+    call(*command, *pgo.arguments(), "--target-dir", target)
     [wheel] = folder.glob("*.whl")
     return wheel
 
