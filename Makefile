@@ -14,7 +14,7 @@ override URLS := $(value URLS)
 export URLS PYTHONS
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench build docs wheels clean preflight
+.PHONY: help run test lint fmt bench build docs wheels pgo clean preflight
 
 help:
 	@echo 'make run                  download from an embedded server by aiohttp on both loops, rondel.http, rondel get'
@@ -29,6 +29,7 @@ help:
 	@echo 'make bench                measure rondel beside the other loops; QUICK=1 for a first look'
 	@echo 'make docs                 build the documentation into site/'
 	@echo 'make wheels               build a manylinux wheel for each Python at hand, and try each'
+	@echo 'make pgo                  record anew the profile that builds are guided by (takes llvm-profdata)'
 	@echo 'make clean                remove what was built and installed; downloads and results stay'
 	@echo
 	@echo 'PYTHON=python3.13         on any of them: the interpreter to use instead of python3'
@@ -64,6 +65,9 @@ docs: build
 
 wheels: preflight
 	@"$(PYTHON)" scripts/wheels.py $(PYTHONS)
+
+pgo: preflight
+	@"$(PYTHON)" scripts/pgo.py
 
 clean:
 	rm -rf target benches/loadgen/target .venv .venvs .pythons build dist
