@@ -26,12 +26,21 @@ enum Owner {
     Closed,
 }
 
+/// What the connection's ends are called, as far as that is known.
+struct Addresses {
+    local: Option<Kept>,
+    peer: Option<Kept>,
+}
+
 /// See the module's documentation.
 pub struct Endpoint {
     number: RawFd,
+    /// The address family, as far as it is known; else 0.
+    family: i32,
     owner: RefCell<Owner>,
-    local: Option<Kept>,
-    peer: Option<Kept>,
+    /// Apart, since they are seldom asked for: a connection's other fields share few lines of the
+    /// processor's cache.
+    addresses: Box<Addresses>,
     /// What was asked for before, and what the transport's maker gave.
     extra: RefCell<Option<Py<PyDict>>>,
 }
@@ -40,26 +49,29 @@ impl Endpoint {
     /// A connection whose descriptor is ours.
     pub fn owned(fd: OwnedFd, peer: SockAddr) -> Self {
         let raw = fd.as_raw_fd();
-        Endpoint {
-            number: raw,
-            owner: RefCell::new(Owner::Descriptor(fd)),
-            local: net::local_address(raw).ok().map(Kept::from),
-            peer: Some(peer.into()),
-            extra: RefCell::new(None),
-        }
+        Self::new(raw, Owner::Descriptor(fd), Some(peer), None)
     }
 
     /// A connected Python socket.
     pub fn adopted(sock: &Bound<'_, PyAny>, extra: Option<Bound<'_, PyDict>>) -> PyResult<Self> {
         let sock = Socket::new(sock)?;
         let fd = sock.number();
-        Ok(Endpoint {
+        let peer = net::peer_address(fd).ok();
+        Ok(Self::new(fd, Owner::Object(sock), peer, extra.map(Bound::unbind)))
+    }
+
+    fn new(fd: RawFd, owner: Owner, peer: Option<SockAddr>, extra: Option<Py<PyDict>>) -> Self {
+        let local = net::local_address(fd).ok();
+        Endpoint {
             number: fd,
-            owner: RefCell::new(Owner::Object(sock)),
-            local: net::local_address(fd).ok().map(Kept::from),
-            peer: net::peer_address(fd).ok().map(Kept::from),
-            extra: RefCell::new(extra.map(Bound::unbind)),
-        })
+            family: local.as_ref().map_or(0, |address| address.family().into()),
+            owner: RefCell::new(owner),
+            addresses: Box::new(Addresses {
+                local: local.map(Kept::from),
+                peer: peer.map(Kept::from),
+            }),
+            extra: RefCell::new(extra),
+        }
     }
 
     /// The descriptor's number, also of one that is closed: a name for people and tables.
@@ -71,11 +83,21 @@ impl Endpoint {
     /// our back, since the number may be another's by now.
     #[inline]
     pub fn fd(&self, py: Python<'_>) -> RawFd {
+        match &*self.owner.borrow() {
+            Owner::Object(sock) => {
+                if let Some(fd) = sock.native_fd(py) {
+                    return fd;
+                }
+            }
+            _ => return self.number,
+        }
+        self.fd_by_asking(py)
+    }
+
+    #[cold]
+    fn fd_by_asking(&self, py: Python<'_>) -> RawFd {
         let sock = match &*self.owner.borrow() {
-            Owner::Object(sock) => match sock.native_fd(py) {
-                Some(fd) => return fd,
-                None => sock.clone_ref(py),
-            },
+            Owner::Object(sock) => sock.clone_ref(py),
             _ => return self.number,
         };
         sock.fd(py)
@@ -87,23 +109,25 @@ impl Endpoint {
     }
 
     /// Whether this is a TCP connection (and no Unix socket).
+    #[inline]
     pub fn is_tcp(&self) -> bool {
-        matches!(self.local, Some(Kept::V4(_) | Kept::V6(_)))
+        matches!(self.family, libc::AF_INET | libc::AF_INET6)
     }
 
     /// Whether this is a Unix socket.
+    #[inline]
     pub fn is_unix(&self) -> bool {
-        matches!(&self.local, Some(Kept::Other(address)) if address.is_unix())
+        self.family == libc::AF_UNIX
     }
 
     /// The address family, as far as it is known.
     pub fn family(&self) -> Option<i32> {
-        self.local.as_ref().map(|address| address.full().family().into())
+        (self.family != 0).then_some(self.family)
     }
 
     /// Whether the socket was connected when the transport was made.
     pub fn is_connected(&self) -> bool {
-        self.peer.is_some()
+        self.addresses.peer.is_some()
     }
 
     /// Closes the socket through its owner.
@@ -147,8 +171,8 @@ impl Endpoint {
         }
         let Ok(key) = name.extract::<String>() else { return Ok(None) };
         let value = match key.as_str() {
-            "peername" => optional_address(py, self.peer.as_ref())?,
-            "sockname" => optional_address(py, self.local.as_ref())?,
+            "peername" => optional_address(py, self.addresses.peer.as_ref())?,
+            "sockname" => optional_address(py, self.addresses.local.as_ref())?,
             "socket" => match self.socket(py)? {
                 Some(sock) => imports::transport_socket(py)?.call1((sock,))?,
                 None => imports::transport_socket(py)?.call1((closed_socket(py)?,))?,
@@ -198,10 +222,7 @@ fn closed_socket(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     Ok(sock)
 }
 
-fn optional_address<'py>(
-    py: Python<'py>,
-    address: Option<&Kept>,
-) -> PyResult<Bound<'py, PyAny>> {
+fn optional_address<'py>(py: Python<'py>, address: Option<&Kept>) -> PyResult<Bound<'py, PyAny>> {
     match address {
         Some(address) => address::to_python(py, &address.full()),
         None => Ok(py.None().into_bound(py)),
