@@ -295,6 +295,7 @@ class ClientSession:
                     ssl=tls,
                     server_hostname=server_hostname,
                     proxy=chosen,
+                    upgrade=_switch != 0,
                 )
                 if remember and not history:
                     if len(self._prepared) >= _REMEMBERED_URLS:
@@ -322,9 +323,10 @@ class ClientSession:
                         response = self.response_class(
                             self, method, exchange.url, exchange.headers, head, connection, ()
                         )
-                    except (ClientOSError, ServerDisconnectedError):
+                    except (ClientOSError, ServerDisconnectedError) as error:
                         # The server may have closed it before it saw the request.
-                        if method not in IDEMPOTENT:
+                        seen = error.unprocessed is False
+                        if seen or not (error.unprocessed or method in IDEMPOTENT):
                             raise
                         sender = Sender(self, limits, deadline, decode, _switch, _tracing)
                         sender.again = False
