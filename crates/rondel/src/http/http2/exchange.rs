@@ -4,12 +4,9 @@
 //! session does not ask which it has. Once used it is over.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use h2::client::ResponseFuture;
-use h2::{Reason, RecvStream, SendStream};
+use h2::Reason;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -18,158 +15,13 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::connection::Http2Connection;
 use super::message;
+use super::wire::Wire;
 use crate::ffi::confined::Confined;
 use crate::http::head::{Head, ResponseHead};
 use crate::http::stream::StreamReader;
 use crate::http::wait::{Source, Wait};
 use crate::http::{Lane, faults, wake};
 use crate::imports;
-
-/// Bytes of a request's body that may wait for the server's window.
-const BACKLOG: usize = 64 * 1024;
-
-/// The stream's handles; nothing in here is Python's but the memory of `backlog`.
-#[derive(Default)]
-struct Wire {
-    number: u64,
-    waker: Option<Waker>,
-    response: Option<ResponseFuture>,
-    receiver: Option<RecvStream>,
-    /// None when the request has been handed over whole.
-    sender: Option<SendStream<Bytes>>,
-    /// What there is no window for.
-    backlog: VecDeque<Bytes>,
-    /// No more will be added to it.
-    whole: bool,
-    /// Bytes that have arrived and for which the server was not given room again.
-    held: usize,
-}
-
-/// What there was to be had.
-#[derive(Default)]
-struct News {
-    head: Option<http::Response<()>>,
-    data: Vec<Bytes>,
-    ended: bool,
-    error: Option<h2::Error>,
-    room: bool,
-}
-
-impl Wire {
-    fn backlog_size(&self) -> usize {
-        self.backlog.iter().map(Bytes::len).sum()
-    }
-
-    /// Hands over as much of the body as there is a window for.
-    fn push(&mut self, context: &mut Context<'_>) -> Result<(), h2::Error> {
-        let Some(sender) = &mut self.sender else { return Ok(()) };
-        while let Some(mut piece) = self.backlog.pop_front() {
-            if piece.is_empty() {
-                continue;
-            }
-            sender.reserve_capacity(piece.len());
-            let mut room = sender.capacity();
-            if room == 0 {
-                room = match sender.poll_capacity(context) {
-                    Poll::Ready(Some(room)) => room?,
-                    Poll::Ready(None) => 0,
-                    Poll::Pending => 0,
-                };
-            }
-            if room == 0 {
-                self.backlog.push_front(piece);
-                return Ok(());
-            }
-            let part = piece.split_to(room.min(piece.len()));
-            if !piece.is_empty() {
-                self.backlog.push_front(piece);
-            }
-            let last = self.whole && self.backlog.is_empty();
-            sender.send_data(part, last)?;
-            if last {
-                self.sender = None;
-                return Ok(());
-            }
-        }
-        if self.whole {
-            sender.send_data(Bytes::new(), true)?;
-            self.sender = None;
-        }
-        Ok(())
-    }
-
-    /// Everything that is new.
-    fn look(&mut self) -> News {
-        let mut news = News::default();
-        let Some(waker) = self.waker.clone() else { return news };
-        let context = &mut Context::from_waker(&waker);
-        // An error of sending comes with the response, which may have come whole before.
-        let pushed = self.push(context);
-        news.room = self.backlog_size() < BACKLOG;
-        if let Some(response) = &mut self.response {
-            match std::pin::Pin::new(response).poll(context) {
-                Poll::Pending => {
-                    news.error = pushed.err();
-                    return news;
-                }
-                Poll::Ready(Err(error)) => {
-                    news.error = Some(error);
-                    return news;
-                }
-                Poll::Ready(Ok(answer)) => {
-                    let (parts, receiver) = answer.into_parts();
-                    news.head = Some(http::Response::from_parts(parts, ()));
-                    self.response = None;
-                    self.receiver = Some(receiver);
-                }
-            }
-        }
-        let Some(receiver) = &mut self.receiver else { return news };
-        loop {
-            if receiver.is_end_stream() {
-                news.ended = true;
-                return news;
-            }
-            match receiver.poll_data(context) {
-                Poll::Ready(Some(Ok(data))) => {
-                    self.held += data.len();
-                    news.data.push(data);
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    news.error = Some(error);
-                    return news;
-                }
-                Poll::Ready(None) => {
-                    news.ended = true;
-                    return news;
-                }
-                Poll::Pending => return news,
-            }
-        }
-    }
-
-    /// Gives the server room for as much as has arrived; returns whether there was something.
-    fn release(&mut self) -> bool {
-        let held = std::mem::take(&mut self.held);
-        match &mut self.receiver {
-            Some(receiver) if held > 0 => {
-                // It fails only when more is given than was taken.
-                receiver.flow_control().release_capacity(held).is_ok()
-            }
-            _ => false,
-        }
-    }
-
-    /// Ends the stream, whatever is still to come or to be sent.
-    fn reset(&mut self) {
-        if let Some(sender) = &mut self.sender {
-            sender.send_reset(Reason::CANCEL);
-        }
-        // Whatever is left of the handles: dropping them all cancels as well.
-        let number = self.number;
-        *self = Wire { number, ..Wire::default() };
-    }
-}
 
 type Slot = Confined<RefCell<Option<Py<PyAny>>>>;
 
@@ -260,7 +112,7 @@ impl Exchange {
         if self.flags(py).over.get() {
             return Err(faults::disconnected(py));
         }
-        Ok(self.wire.get(py).borrow().backlog_size() < BACKLOG)
+        Ok(self.wire.get(py).borrow().has_room())
     }
 
     pub fn room_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -448,10 +300,7 @@ impl Exchange {
                 Some(data) => wire.backlog.push_back(data),
                 None => wire.whole = true,
             }
-            if let Some(waker) = wire.waker.clone() {
-                // An error comes with the response.
-                drop(wire.push(&mut Context::from_waker(&waker)));
-            }
+            wire.push_now();
         }
         Http2Connection::stir(self.connection.bind(py))
     }

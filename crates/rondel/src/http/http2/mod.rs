@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`connection`] | the protocol of a transport: drives the crate `h2` and tells exchanges of their news |
 //! | [`exchange`] | one request and its response, with the methods of an HTTP/1.1 connection |
+//! | [`wire`] | its stream's handles of `h2` |
 //! | [`message`] | requests from HTTP/1.1's form |
 //! | [`pipe`] | the memory between `h2` and the transport |
 //! | [`signals`] | which streams have news |
@@ -19,3 +20,4 @@ pub mod exchange;
 mod message;
 mod pipe;
 mod signals;
+mod wire;
