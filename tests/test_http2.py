@@ -13,8 +13,10 @@ import pytest
 from http2_peers import Peer, Proxy, Scripted, nginx_proxy, offering, scripted
 from http_peers import BIG, web_server
 from rondel import http
+from rondel.http.tls import default_context
 from support import run_on, until
 from test_http import BODIES, REQUESTS, exchange
+from test_http_proxy import proxy_server
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 
@@ -92,7 +94,7 @@ def test_the_same_requests(rondel_loop: Any, nginx: Proxy) -> None:
 def test_the_switch(rondel_loop: Any, nginx: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own contexts offer HTTP/2 when asked to; a program's context is used as it is."""
     monkeypatch.setenv("SSL_CERT_FILE", str(nginx.folder / "ca.pem"))
-    http.connector._default_context.cache_clear()
+    default_context.cache_clear()
 
     async def spoken(**arguments: Any) -> str:
         connector = http.TCPConnector(**arguments)
@@ -113,7 +115,7 @@ def test_the_switch(rondel_loop: Any, nginx: Proxy, monkeypatch: pytest.MonkeyPa
     try:
         run_on(rondel_loop, main)
     finally:
-        http.connector._default_context.cache_clear()
+        default_context.cache_clear()
 
 
 def test_many_requests_share_a_connection(rondel_loop: Any, nginx: Proxy) -> None:
@@ -331,10 +333,13 @@ def test_odd_responses(rondel_loop: Any) -> None:
     """Informational ones, trailers, an answer before the request's body, and a head too large."""
 
     async def handle(server: Scripted, peer: Peer, event: h2.events.Event) -> None:
-        if not isinstance(event, h2.events.RequestReceived):
+        if not isinstance(event, h2.events.RequestReceived | h2.events.StreamEnded):
             return
         stream, protocol = event.stream_id, peer.protocol
-        match dict(event.headers)[":path"]:
+        path = peer.requests[stream][":path"]
+        if path != "/continue" and isinstance(event, h2.events.StreamEnded):
+            return
+        match path:
             case "/early":
                 protocol.send_headers(stream, [(":status", "103"), ("link", "</x>")])
                 protocol.send_headers(stream, [(":status", "200"), ("set-cookie", "a=b")])
@@ -343,6 +348,12 @@ def test_odd_responses(rondel_loop: Any) -> None:
             case "/too-early":
                 protocol.send_headers(stream, [(":status", "413")])
                 protocol.send_data(stream, b"no more", end_stream=True)
+            case "/continue":
+                if not isinstance(event, h2.events.StreamEnded):
+                    assert not peer.received.get(stream)
+                    protocol.send_headers(stream, [(":status", "100")])
+                else:
+                    peer.answer(stream, b"%d" % peer.received[stream])
             case "/large":
                 fields = [(f"x-{number}", "y" * 10_000) for number in range(20)]
                 protocol.send_headers(stream, [(":status", "200"), *fields], end_stream=True)
@@ -358,12 +369,32 @@ def test_odd_responses(rondel_loop: Any) -> None:
             assert response.cookies["a"].value == "b"
         async with session.post(server.url + "/too-early", data=endless()) as response:
             assert (response.status, await response.read()) == (413, b"no more")
+        async with session.post(server.url + "/continue", data=BIG, expect100=True) as response:
+            assert await response.read() == b"%d" % len(BIG)
         with pytest.raises(http.ClientResponseError):
             await session.get(server.url + "/large")
         async with session.get(server.url + "/early") as response:
             assert await response.read() == b"body"
 
     assert serve(rondel_loop, handle, program).connections == 1
+
+
+def test_tunnels_and_websockets(rondel_loop: Any, nginx: Proxy) -> None:
+    """HTTP/2 through a CONNECT proxy; a WebSocket refuses it."""
+
+    async def main() -> None:
+        async with proxy_server() as proxy, http.ClientSession(connector=offering()) as session:
+            url = nginx.tls_url + "/protocol"
+            seen = []
+            for _ in range(3):
+                async with session.get(url, proxy=proxy.url) as response:
+                    seen.append(await response.text())
+            assert len(set(seen)) == 1 and seen[0].startswith("HTTP/2.0")
+            assert len(proxy.heads) == 1
+            with pytest.raises(http.ClientConnectionError, match="HTTP/2"):
+                await session.ws_connect(nginx.tls_url)
+
+    run_on(rondel_loop, main)
 
 
 def test_closing_and_idleness(rondel_loop: Any) -> None:

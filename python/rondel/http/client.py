@@ -13,9 +13,7 @@ from yarl import URL
 
 from .connector import (
     BaseConnector,
-    SSLArgument,
     TCPConnector,
-    check_ssl,
     running_loop,
 )
 from .context import RequestContext
@@ -32,6 +30,7 @@ from .options import DEFAULT_TIMEOUT, BasicAuth, ClientTimeout
 from .request import Exchange, Headers, merged, prepare
 from .response import ClientResponse, HttpVersion, HttpVersion11
 from .sending import IDEMPOTENT, Sender, bad_message, begin, expired
+from .tls import SSLArgument, check_ssl
 from .urls import full_url, redirected
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import socket
 import ssl as ssl_module
 from collections import deque
@@ -26,6 +25,7 @@ from .exceptions import (
 )
 from .fingerprint import Fingerprint
 from .http2 import Made, SharedConnections
+from .tls import SSLArgument, check_ssl, default_context
 
 if TYPE_CHECKING:
     from .options import ClientTimeout
@@ -36,8 +36,6 @@ _NO_UPGRADE = (
     "The server has chosen HTTP/2, over which there is no WebSocket; give ws_connect() an "
     "SSLContext that offers http/1.1 only"
 )
-
-SSLArgument = ssl_module.SSLContext | bool | Fingerprint
 
 
 class Resolver(Protocol):
@@ -60,16 +58,6 @@ class ConnectionKey(NamedTuple):
     proxy: Proxy | None = None
     #: To be switched to another protocol, which is HTTP/1.1's.
     upgrade: bool = False
-
-
-@functools.cache
-def _default_context(verified: bool, http2: bool) -> ssl_module.SSLContext:
-    context = ssl_module.create_default_context()
-    if not verified:
-        context.check_hostname = False
-        context.verify_mode = ssl_module.CERT_NONE
-    context.set_alpn_protocols(("h2", "http/1.1") if http2 else ("http/1.1",))
-    return context
 
 
 def _is_address(host: str) -> bool:
@@ -490,7 +478,7 @@ class TCPConnector(BaseConnector):
             return chosen
         # Reading the system's authorities takes 10 ms and more: not on the loop's thread.
         http2 = self._http2 and not key.upgrade
-        return await self._loop.run_in_executor(None, _default_context, chosen is True, http2)
+        return await self._loop.run_in_executor(None, default_context, chosen is True, http2)
 
     def _chosen(self, key: ConnectionKey) -> SSLArgument:
         return self.ssl if key.ssl is True else key.ssl
@@ -525,7 +513,7 @@ class TCPConnector(BaseConnector):
             await connect(self._loop, proxy, key, connection, context, self._arguments)
             return
         proxy_key = ConnectionKey(
-            url.raw_host or "", url.port, url.scheme == "https", key.ssl, None
+            url.raw_host or "", url.port, url.scheme == "https", key.ssl, None, upgrade=True
         )
         context = await self._context(key)
         through = connection if context is None else HttpConnection(self._loop)
@@ -601,13 +589,3 @@ class UnixConnector(BaseConnector):
         if key.is_ssl:
             raise NotImplementedError("rondel.http does not speak TLS over Unix sockets")
         await self._loop.create_unix_connection(lambda: connection, self._path)
-
-
-def check_ssl(ssl: object) -> SSLArgument:
-    """The argument `ssl`, or TypeError."""
-    if ssl is None:
-        return True
-    if isinstance(ssl, (bool, ssl_module.SSLContext, Fingerprint)):
-        return ssl
-    text = f"ssl should be SSLContext, bool, Fingerprint or None, got {ssl!r} instead."
-    raise TypeError(text)

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from yarl import URL
 
     from .client import ClientSession
-    from .connector import SSLArgument
     from .options import BasicAuth
     from .request import Headers
     from .response import ClientResponse
+    from .tls import SSLArgument
 
 # RFC 6455, section 1.3.
 _ACCEPT_KEY = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"

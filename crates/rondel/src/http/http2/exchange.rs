@@ -34,6 +34,8 @@ pub struct Exchange {
     timer: Slot,
     head_waiter: Slot,
     room_waiter: Slot,
+    /// Waits for leave to send the request's body.
+    go_ahead: Slot,
     /// Why there will be no response.
     error: Slot,
     head: Confined<RefCell<Option<Py<ResponseHead>>>>,
@@ -66,6 +68,7 @@ impl Exchange {
             timer: slot(),
             head_waiter: slot(),
             room_waiter: slot(),
+            go_ahead: slot(),
             error: slot(),
             head: Confined::new(RefCell::new(None)),
             body: Confined::new(RefCell::new(None)),
@@ -73,8 +76,15 @@ impl Exchange {
         }
     }
 
-    fn slots(&self) -> [&Slot; 5] {
-        [&self.on_free, &self.timer, &self.head_waiter, &self.room_waiter, &self.error]
+    fn slots(&self) -> [&Slot; 6] {
+        [
+            &self.on_free,
+            &self.timer,
+            &self.head_waiter,
+            &self.room_waiter,
+            &self.go_ahead,
+            &self.error,
+        ]
     }
 
     fn flags<'a>(&'a self, py: Python<'a>) -> &'a Flags {
@@ -143,6 +153,10 @@ impl Exchange {
         let news = this.wire.get(py).borrow_mut().look();
         if news.head.is_some() || !news.data.is_empty() || news.ended {
             this.flags(py).arrivals.set(this.flags(py).arrivals.get() + 1);
+        }
+        if news.informed {
+            let waiter = this.go_ahead.get(py).take();
+            wake(py, waiter)?;
         }
         if let Some(head) = news.head {
             this.announce(slf, head, news.ended && news.data.is_empty())?;
@@ -378,6 +392,12 @@ impl Exchange {
     /// The request has been given whole.
     fn sent(&self, py: Python<'_>) -> PyResult<()> {
         self.send(py, None)
+    }
+
+    /// Wake who waits to send the request's body when the server says so.
+    fn expect_continue(&self, py: Python<'_>, waiter: Py<PyAny>) {
+        let before = self.go_ahead.get(py).replace(Some(waiter));
+        drop(before);
     }
 
     /// HTTP/2 has no switch of protocols.

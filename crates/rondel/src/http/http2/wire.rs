@@ -36,6 +36,8 @@ pub struct News {
     pub ended: bool,
     pub error: Option<h2::Error>,
     pub room: bool,
+    /// An informational response has come.
+    pub informed: bool,
 }
 
 impl Wire {
@@ -98,6 +100,9 @@ impl Wire {
         let pushed = self.push(context);
         news.room = self.has_room();
         if let Some(response) = &mut self.response {
+            while let Poll::Ready(Some(Ok(_))) = response.poll_informational(context) {
+                news.informed = true;
+            }
             match Pin::new(response).poll(context) {
                 Poll::Pending => {
                     news.error = pushed.err();
