@@ -17,29 +17,12 @@ import h2.settings
 from rondel import http
 from support import HOST
 from tls import client_context, server_context
-from web import Nginx
+from web import NGINX, Nginx
 
-PROXY = """
-{user}
-worker_processes 1;
-daemon off;
-pid {folder}/pid;
-error_log stderr error;
-events {{ worker_connections 512; }}
-http {{
-    access_log {folder}/access.log;
-    client_body_temp_path {folder}/tmp;
-    proxy_temp_path {folder}/tmp;
-    fastcgi_temp_path {folder}/tmp;
-    uwsgi_temp_path {folder}/tmp;
-    scgi_temp_path {folder}/tmp;
-    client_max_body_size 0;
-    underscores_in_headers on;
-    server {{
-        listen 127.0.0.1:{port};
-        listen 127.0.0.1:{tls_port} ssl http2;
-        ssl_certificate {folder}/cert.pem;
-        ssl_certificate_key {folder}/key.pem;
+PROXY = (
+    NGINX.split("        root ")[0]
+    + """
+        client_max_body_size 0;
         location = /headers {{ return 200 "ready"; }}
         location = /protocol {{ return 200 "$server_protocol $connection"; }}
         location / {{
@@ -53,6 +36,7 @@ http {{
     }}
 }}
 """
+)
 
 
 class Proxy(Nginx):

@@ -25,7 +25,7 @@ use super::http2::connection::Http2Connection;
 use super::stream::StreamReader;
 use super::wait::{Source, Wait};
 use super::websocket::WebSocket;
-use super::{Lane, faults, wake};
+use super::{Lane, faults, visit_slot, wake};
 use crate::ffi::confined::Confined;
 use crate::imports;
 
@@ -523,33 +523,12 @@ impl Connection {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
         for slot in self.slots() {
-            if let Some(cell) = slot.in_traverse(&visit)
-                && let Ok(object) = cell.try_borrow()
-            {
-                visit.call(&*object)?;
-            }
+            visit_slot(slot, &visit)?;
         }
-        if let Some(cell) = self.head.in_traverse(&visit)
-            && let Ok(head) = cell.try_borrow()
-        {
-            visit.call(&*head)?;
-        }
-        if let Some(cell) = self.body.in_traverse(&visit)
-            && let Ok(body) = cell.try_borrow()
-        {
-            visit.call(&*body)?;
-        }
-        if let Some(cell) = self.socket.in_traverse(&visit)
-            && let Ok(socket) = cell.try_borrow()
-        {
-            visit.call(&*socket)?;
-        }
-        if let Some(cell) = self.http2.in_traverse(&visit)
-            && let Ok(http2) = cell.try_borrow()
-        {
-            visit.call(&*http2)?;
-        }
-        Ok(())
+        visit_slot(&self.head, &visit)?;
+        visit_slot(&self.body, &visit)?;
+        visit_slot(&self.socket, &visit)?;
+        visit_slot(&self.http2, &visit)
     }
 
     fn __clear__(&self, py: Python<'_>) {

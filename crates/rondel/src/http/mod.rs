@@ -30,7 +30,12 @@ pub mod stream;
 pub mod wait;
 pub mod websocket;
 
+use std::cell::RefCell;
+
 use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
+
+use crate::ffi::confined::Confined;
 
 /// What an exchange goes over.
 pub enum Lane {
@@ -48,7 +53,7 @@ impl Lane {
         }
     }
 
-    fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         match self {
             Lane::Alone(connection) => visit.call(connection),
             Lane::Shared(exchange) => visit.call(exchange),
@@ -60,6 +65,17 @@ impl Lane {
             Lane::Alone(connection) => connection.get().resume_reading(py),
             Lane::Shared(exchange) => exchange.get().resume_reading(py),
         }
+    }
+}
+
+/// Shows the collector what is in a slot.
+fn visit_slot<T>(
+    slot: &Confined<RefCell<Option<Py<T>>>>,
+    visit: &PyVisit<'_>,
+) -> Result<(), PyTraverseError> {
+    match slot.in_traverse(visit).map(RefCell::try_borrow) {
+        Some(Ok(object)) => visit.call(&*object),
+        _ => Ok(()),
     }
 }
 

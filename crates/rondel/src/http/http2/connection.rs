@@ -24,7 +24,7 @@ use super::pipe::{Buffers, Pipe};
 use super::signals::{self, Signals};
 use crate::ffi::confined::Confined;
 use crate::http::head::MAX_HEAD;
-use crate::http::{faults, wake};
+use crate::http::{faults, visit_slot, wake};
 use crate::imports;
 
 /// What a server may send of one body before some of it is read.
@@ -434,11 +434,7 @@ impl Http2Connection {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
         for slot in [&self.transport, &self.opening, &self.cause] {
-            if let Some(cell) = slot.in_traverse(&visit)
-                && let Ok(object) = cell.try_borrow()
-            {
-                visit.call(&*object)?;
-            }
+            visit_slot(slot, &visit)?;
         }
         if let Some(cell) = self.exchanges.in_traverse(&visit)
             && let Ok(exchanges) = cell.try_borrow()

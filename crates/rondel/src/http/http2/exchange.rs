@@ -20,7 +20,7 @@ use crate::ffi::confined::Confined;
 use crate::http::head::{Head, ResponseHead};
 use crate::http::stream::StreamReader;
 use crate::http::wait::{Source, Wait};
-use crate::http::{Lane, faults, wake};
+use crate::http::{Lane, faults, visit_slot, wake};
 use crate::imports;
 
 type Slot = Confined<RefCell<Option<Py<PyAny>>>>;
@@ -465,23 +465,10 @@ impl Exchange {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.connection)?;
         for slot in self.slots() {
-            if let Some(cell) = slot.in_traverse(&visit)
-                && let Ok(object) = cell.try_borrow()
-            {
-                visit.call(&*object)?;
-            }
+            visit_slot(slot, &visit)?;
         }
-        if let Some(cell) = self.head.in_traverse(&visit)
-            && let Ok(head) = cell.try_borrow()
-        {
-            visit.call(&*head)?;
-        }
-        if let Some(cell) = self.body.in_traverse(&visit)
-            && let Ok(body) = cell.try_borrow()
-        {
-            visit.call(&*body)?;
-        }
-        Ok(())
+        visit_slot(&self.head, &visit)?;
+        visit_slot(&self.body, &visit)
     }
 
     fn __clear__(&self, py: Python<'_>) {
