@@ -83,6 +83,9 @@ http {{
 class Nginx(_Server):
     """nginx, serving the files in `www`."""
 
+    #: What it is told, with the names that command() fills in.
+    configuration = NGINX
+
     def __init__(self) -> None:
         super().__init__(_folder(None, "nginx"), None)
         self.www = self.folder / "www"
@@ -95,7 +98,7 @@ class Nginx(_Server):
     def command(self) -> list[str]:
         self.tls_port = unused_port()
         user = "user root;" if os.geteuid() == 0 else ""
-        configuration = NGINX.format(
+        configuration = self.configuration.format(
             folder=self.folder, port=self.port, tls_port=self.tls_port, user=user
         )
         (self.folder / "nginx.conf").write_text(configuration)

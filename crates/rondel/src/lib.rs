@@ -96,6 +96,8 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("StreamOperation", ffi::operation::create_type(py)?)?;
     module.add_class::<http::connection::Connection>()?;
     module.add_class::<http::digest::Digest>()?;
+    module.add_class::<http::http2::connection::Http2Connection>()?;
+    module.add_class::<http::http2::exchange::Exchange>()?;
     module.add_class::<http::head::ResponseHead>()?;
     module.add_class::<http::stream::StreamReader>()?;
     module.add_class::<http::websocket::WebSocket>()?;

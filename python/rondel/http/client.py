@@ -13,9 +13,7 @@ from yarl import URL
 
 from .connector import (
     BaseConnector,
-    SSLArgument,
     TCPConnector,
-    check_ssl,
     running_loop,
 )
 from .context import RequestContext
@@ -32,6 +30,7 @@ from .options import DEFAULT_TIMEOUT, BasicAuth, ClientTimeout
 from .request import Exchange, Headers, merged, prepare
 from .response import ClientResponse, HttpVersion, HttpVersion11
 from .sending import IDEMPOTENT, Sender, bad_message, begin, expired
+from .tls import SSLArgument, check_ssl
 from .urls import full_url, redirected
 
 if TYPE_CHECKING:
@@ -295,6 +294,7 @@ class ClientSession:
                     ssl=tls,
                     server_hostname=server_hostname,
                     proxy=chosen,
+                    upgrade=_switch != 0,
                 )
                 if remember and not history:
                     if len(self._prepared) >= _REMEMBERED_URLS:
@@ -322,9 +322,10 @@ class ClientSession:
                         response = self.response_class(
                             self, method, exchange.url, exchange.headers, head, connection, ()
                         )
-                    except (ClientOSError, ServerDisconnectedError):
+                    except (ClientOSError, ServerDisconnectedError) as error:
                         # The server may have closed it before it saw the request.
-                        if method not in IDEMPOTENT:
+                        seen = error.unprocessed is False
+                        if seen or not (error.unprocessed or method in IDEMPOTENT):
                             raise
                         sender = Sender(self, limits, deadline, decode, _switch, _tracing)
                         sender.again = False

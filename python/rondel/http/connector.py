@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import socket
 import ssl as ssl_module
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-from .._rondel import HttpConnection
+from .._rondel import Http2Exchange, HttpConnection
 from ..loop import Loop
 from .exceptions import (
     ClientConnectionError,
@@ -25,13 +24,18 @@ from .exceptions import (
     UnixClientConnectorError,
 )
 from .fingerprint import Fingerprint
+from .http2 import Made, SharedConnections
+from .tls import SSLArgument, check_ssl, default_context
 
 if TYPE_CHECKING:
     from .options import ClientTimeout
     from .proxy import Proxy
     from .tracing import Tracing
 
-SSLArgument = ssl_module.SSLContext | bool | Fingerprint
+_NO_UPGRADE = (
+    "The server has chosen HTTP/2, over which there is no WebSocket; give ws_connect() an "
+    "SSLContext that offers http/1.1 only"
+)
 
 
 class Resolver(Protocol):
@@ -52,16 +56,8 @@ class ConnectionKey(NamedTuple):
     ssl: SSLArgument
     server_hostname: str | None
     proxy: Proxy | None = None
-
-
-@functools.cache
-def _default_context(verified: bool) -> ssl_module.SSLContext:
-    context = ssl_module.create_default_context()
-    if not verified:
-        context.check_hostname = False
-        context.verify_mode = ssl_module.CERT_NONE
-    context.set_alpn_protocols(("http/1.1",))
-    return context
+    #: To be switched to another protocol, which is HTTP/1.1's.
+    upgrade: bool = False
 
 
 def _is_address(host: str) -> bool:
@@ -88,7 +84,8 @@ class BaseConnector:
 
     `limit`: connections in use at the same time (0: no limit), `limit_per_host`: the same for one
     host, port and kind of TLS. `keepalive_timeout`: for how many seconds an unused connection is
-    kept. `force_close`: keep none.
+    kept. `force_close`: keep none. On connections of HTTP/2 many requests go on at the same time:
+    each counts for the limits as a connection would.
     """
 
     def __init__(
@@ -110,6 +107,7 @@ class BaseConnector:
         self._closed = False
         self._idle: dict[ConnectionKey, list[HttpConnection]] = {}
         self._all: set[HttpConnection] = set()
+        self._shared = SharedConnections()
         # Slots that are taken: by connections in use and by those being made.
         self._taken = 0
         self._taken_per_host: dict[ConnectionKey, int] = {}
@@ -177,12 +175,14 @@ class BaseConnector:
                     break
         self._waiters.extendleft(reversed(blocked))
 
-    def idle_connection(self, key: ConnectionKey) -> HttpConnection | None:
+    def idle_connection(self, key: ConnectionKey) -> Made | None:
         """Take an unused connection, without waiting; None when there is none or no slot."""
         idle = self._idle.get(key)
-        if not idle or self._waiters or not self._has_room(key):
+        if not (idle or self._shared) or self._waiters or not self._has_room(key):
             return None
-        connection = self._pop(key, idle)
+        connection: Made | None = self._pop(key, idle) if idle else None
+        if connection is None:
+            connection = self._shared.take(key)
         if connection is not None:
             self._take_slot(key)
         return connection
@@ -198,7 +198,7 @@ class BaseConnector:
 
     async def connect(
         self, key: ConnectionKey, timeout: ClientTimeout, tracing: Tracing | None = None
-    ) -> HttpConnection:
+    ) -> Made:
         """Get a connection: an unused one, or a new one when a slot is free.
 
         Raises ConnectionTimeoutError and ClientConnectorError.
@@ -215,11 +215,13 @@ class BaseConnector:
                     if self._closed:
                         raise ClientConnectionError("Connector is closed.")
                     idle = self._idle.get(key)
-                    connection = self._pop(key, idle) if idle else None
+                    connection: Made | None = self._pop(key, idle) if idle else None
+                    if connection is None:
+                        connection = self._shared.take(key)
                     if tracing is not None:
                         connection = await self._traced(key, timeout, connection, tracing)
                     elif connection is None:
-                        connection = await self._make(key, timeout)
+                        connection = await self._get(key, timeout)
                 except BaseException:
                     self._give_slot(key)
                     raise
@@ -233,16 +235,16 @@ class BaseConnector:
         self,
         key: ConnectionKey,
         timeout: ClientTimeout,
-        idle: HttpConnection | None,
+        idle: Made | None,
         tracing: Tracing,
-    ) -> HttpConnection:
+    ) -> Made:
         if idle is not None:
             await tracing.reused()
             return idle
         await tracing.creating(True)
         with self._telling(key):
             await self._resolve_traced(key, tracing)
-        connection = await self._make(key, timeout)
+        connection = await self._get(key, timeout)
         await tracing.creating(False)
         return connection
 
@@ -288,15 +290,34 @@ class BaseConnector:
         except OSError as error:
             raise (kind(key, error) if kind else self._error(key, error)) from error
 
-    async def _make(self, key: ConnectionKey, timeout: ClientTimeout) -> HttpConnection:
+    async def _get(self, key: ConnectionKey, timeout: ClientTimeout) -> Made:
+        if self._may_share(key):
+            return await self._shared.get(key, lambda: self._make(key, timeout))
+        return await self._make(key, timeout)
+
+    def _may_share(self, key: ConnectionKey) -> bool:
+        """Whether the server may choose HTTP/2."""
+        return False
+
+    async def _make(self, key: ConnectionKey, timeout: ClientTimeout) -> Made:
         connection = HttpConnection(self._loop)
         connection.key = key
+        exchange = None
         with self._telling(key):
             async with asyncio.timeout(timeout.sock_connect or None):
                 await self._open(key, connection)
+                if connection.http2 is not None:
+                    if key.upgrade:
+                        connection.http2.close()
+                        raise ClientConnectionError(_NO_UPGRADE)
+                    exchange = await self._shared.adopt(key, connection.http2)
         if self._closed:
+            self._shared.close()
             connection.close()
             raise ClientConnectionError("Connector is closed.")
+        if exchange is not None:
+            return exchange
+        self._shared.is_other(key)
         self._all.add(connection)
         return connection
 
@@ -306,9 +327,12 @@ class BaseConnector:
     async def _open(self, key: ConnectionKey, connection: HttpConnection) -> None:
         raise NotImplementedError
 
-    def release(self, connection: HttpConnection) -> None:
+    def release(self, connection: Made) -> None:
         """Take back a connection whose exchange is over; its slot becomes free."""
         key: ConnectionKey = connection.key
+        if isinstance(connection, Http2Exchange):
+            self._release_exchange(connection)
+            return
         if connection.reusable and not self._force_close and not self._closed and self._keepalive:
             connection.idle_since = self._loop.time()
             idle = self._idle.get(key)
@@ -322,6 +346,13 @@ class BaseConnector:
             self._all.discard(connection)
             connection.close()
         self._give_slot(key)
+
+    def _release_exchange(self, exchange: Http2Exchange) -> None:
+        keep = bool(self._keepalive) and not self._force_close and not self._closed
+        self._shared.released(exchange, self._loop.time(), keep)
+        if keep and self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._keepalive, self._sweep)
+        self._give_slot(exchange.key)
 
     def _sweep(self) -> None:
         """Close what has been unused for too long."""
@@ -339,10 +370,11 @@ class BaseConnector:
                 self._idle[key] = kept
             else:
                 del self._idle[key]
-        if self._idle:
-            first = min(
-                connection.idle_since for idle in self._idle.values() for connection in idle
-            )
+        since = [connection.idle_since for idle in self._idle.values() for connection in idle]
+        if (shared := self._shared.sweep(oldest)) is not None:
+            since.append(shared)
+        if since:
+            first = min(since)
             self._sweeper = self._loop.call_at(first + self._keepalive, self._sweep)
 
     async def close(self) -> None:
@@ -357,6 +389,7 @@ class BaseConnector:
         connections, self._all = self._all, set()
         for connection in connections:
             connection.close()
+        self._shared.close()
         for _, waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(ClientConnectionError("Connector is closed."))
@@ -380,6 +413,9 @@ class TCPConnector(BaseConnector):
     resolved by the loop's getaddrinfo, for each new connection; `use_dns_cache` and `ttl_dns_cache`
     are accepted and change nothing. A `resolver` is asked in place of getaddrinfo, and the
     addresses that it gives are tried one after the other.
+
+    `http2`: servers are offered HTTP/2 beside HTTP/1.1 in the TLS handshake. A context of the
+    program's own offers what its set_alpn_protocols() says, whatever `http2` is.
     """
 
     def __init__(
@@ -393,6 +429,7 @@ class TCPConnector(BaseConnector):
         local_addr: tuple[str, int] | None = None,
         happy_eyeballs_delay: float | None = 0.25,
         interleave: int | None = None,
+        http2: bool = False,
         keepalive_timeout: float | None = 15.0,
         force_close: bool = False,
         limit: int = 100,
@@ -412,6 +449,7 @@ class TCPConnector(BaseConnector):
         self._use_dns_cache = use_dns_cache
         self.ssl = check_ssl(ssl)
         self._resolver = resolver
+        self._http2 = http2 and not force_close
         self._arguments: dict[str, Any] = {"family": family, "local_addr": local_addr}
         if happy_eyeballs_delay is not None:
             self._arguments["happy_eyeballs_delay"] = happy_eyeballs_delay
@@ -435,11 +473,21 @@ class TCPConnector(BaseConnector):
     async def _context(self, key: ConnectionKey) -> ssl_module.SSLContext | None:
         if not key.is_ssl:
             return None
-        chosen = self.ssl if key.ssl is True else key.ssl
+        chosen = self._chosen(key)
         if isinstance(chosen, ssl_module.SSLContext):
             return chosen
         # Reading the system's authorities takes 10 ms and more: not on the loop's thread.
-        return await self._loop.run_in_executor(None, _default_context, chosen is True)
+        http2 = self._http2 and not key.upgrade
+        return await self._loop.run_in_executor(None, default_context, chosen is True, http2)
+
+    def _chosen(self, key: ConnectionKey) -> SSLArgument:
+        return self.ssl if key.ssl is True else key.ssl
+
+    def _may_share(self, key: ConnectionKey) -> bool:
+        # What a program's own context offers cannot be asked; the first connection tells.
+        if not key.is_ssl or key.upgrade or self._force_close:
+            return False
+        return self._http2 or isinstance(self._chosen(key), ssl_module.SSLContext)
 
     async def _open(self, key: ConnectionKey, connection: HttpConnection) -> None:
         if key.proxy is None:
@@ -465,7 +513,7 @@ class TCPConnector(BaseConnector):
             await connect(self._loop, proxy, key, connection, context, self._arguments)
             return
         proxy_key = ConnectionKey(
-            url.raw_host or "", url.port, url.scheme == "https", key.ssl, None
+            url.raw_host or "", url.port, url.scheme == "https", key.ssl, None, upgrade=True
         )
         context = await self._context(key)
         through = connection if context is None else HttpConnection(self._loop)
@@ -541,13 +589,3 @@ class UnixConnector(BaseConnector):
         if key.is_ssl:
             raise NotImplementedError("rondel.http does not speak TLS over Unix sockets")
         await self._loop.create_unix_connection(lambda: connection, self._path)
-
-
-def check_ssl(ssl: object) -> SSLArgument:
-    """The argument `ssl`, or TypeError."""
-    if ssl is None:
-        return True
-    if isinstance(ssl, (bool, ssl_module.SSLContext, Fingerprint)):
-        return ssl
-    text = f"ssl should be SSLContext, bool, Fingerprint or None, got {ssl!r} instead."
-    raise TypeError(text)

@@ -108,6 +108,9 @@ class TooManyRedirects(ClientResponseError):
 class ClientConnectionError(ClientError):
     """The base of what goes wrong with a connection."""
 
+    #: Of HTTP/2: whether the server says that it has not begun with the request; None is unknown.
+    unprocessed: bool | None = None
+
 
 class ClientConnectionResetError(ClientConnectionError, ConnectionResetError):
     """The connection was reset while something was being sent."""

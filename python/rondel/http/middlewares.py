@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from .client import ClientSession
-    from .connector import SSLArgument
+    from .tls import SSLArgument
 
 ClientHandlerType = Callable[["ClientRequest"], Awaitable[ClientResponse]]
 ClientMiddlewareType = Callable[["ClientRequest", ClientHandlerType], Awaitable[ClientResponse]]

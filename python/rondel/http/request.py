@@ -109,11 +109,12 @@ def prepare(
     ssl: Any,
     server_hostname: str | None,
     proxy: Proxy | None,
+    upgrade: bool = False,
 ) -> Exchange:
     """Make a request ready.
 
-    `skipped` are names (in lower case) of fields that are not added by themselves. ValueError
-    for what no header can carry.
+    `skipped` are names (in lower case) of fields that are not added by themselves. `upgrade`: the
+    protocol is to be switched. ValueError for what no header can carry.
     """
     if not _TOKEN.fullmatch(method):
         raise ValueError(f"Method cannot contain non-token characters {method!r}")
@@ -137,7 +138,7 @@ def prepare(
     secure = url.scheme in ("https", "wss")
     if proxy is not None and not secure and proxy.authorization is not None:
         headers["Proxy-Authorization"] = proxy.authorization
-    key = ConnectionKey(url.raw_host or "", url.port, secure, ssl, server_hostname, proxy)
+    key = ConnectionKey(url.raw_host or "", url.port, secure, ssl, server_hostname, proxy, upgrade)
     return Exchange(method, url, key, headers, payload, in_chunks)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from .._rondel import HttpBody, HttpConnection, HttpHead
+from .._rondel import HttpBody, HttpHead
 from .exceptions import ClientConnectionError, ClientResponseError, ContentTypeError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .client import ClientSession
     from .fields import ContentDisposition, Links
+    from .http2 import Made
     from .tracing import Tracing
 
 _JSON_TYPE = re.compile(r"application/(?:[\w.+-]+?\+)?json$", re.IGNORECASE)
@@ -88,7 +89,7 @@ class ClientResponse:
         url: URL,
         request_headers: CIMultiDict[str],
         head: HttpHead,
-        connection: HttpConnection,
+        connection: Made,
         history: tuple[ClientResponse, ...],
     ) -> None:
         self.method: str = method
@@ -98,7 +99,7 @@ class ClientResponse:
         self._session = session
         self._url = url
         self._request_headers = request_headers
-        self._connection: HttpConnection | None = connection
+        self._connection: Made | None = connection
         self._history = history
         self._body: bytes | None = None
         self._tracing: Tracing | None = None
@@ -117,7 +118,7 @@ class ClientResponse:
     @property
     def version(self) -> HttpVersion:
         """The server's version of HTTP."""
-        return HttpVersion(1, self._head.minor)
+        return HttpVersion(*self._head.version)
 
     @cached_property
     def reason(self) -> str:
@@ -221,7 +222,7 @@ class ClientResponse:
         return None if length is None else int(length)
 
     @property
-    def connection(self) -> HttpConnection | None:
+    def connection(self) -> Made | None:
         """The connection, until the body has arrived or the response is released."""
         return self._connection if self._is_unfinished() else None
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .._rondel import HttpConnection, HttpHead
+from .._rondel import HttpHead
 from ..loop import Loop
 from .exceptions import (
     BadHttpMessage,
@@ -17,6 +17,7 @@ from .exceptions import (
     SocketTimeoutError,
 )
 from .formdata import Payload
+from .http2 import Made
 from .request import Exchange
 from .response import ClientResponse
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .tracing import Tracing
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+# How often a request is made again that an HTTP/2 server has not begun with.
+_MOST_REFUSALS = 5
 
 
 class Sender:
@@ -37,6 +40,7 @@ class Sender:
         "decode",
         "history",
         "limits",
+        "refusals",
         "session",
         "switch",
         "tracing",
@@ -59,6 +63,8 @@ class Sender:
         self.tracing = tracing
         #: Whether a connection that was lost may be replaced, which is done once.
         self.again = True
+        #: How often the server has sent the request back unseen.
+        self.refusals = 0
         #: The redirects before.
         self.history: tuple[ClientResponse, ...] = ()
 
@@ -86,11 +92,18 @@ class Sender:
                     self.switch,
                     self.tracing,
                 )
-            except (ClientOSError, ServerDisconnectedError):
-                # The server may have closed it before it saw the request.
+            except (ClientOSError, ServerDisconnectedError) as error:
                 payload = exchange.payload
-                replayable = payload is None or payload.replayable
-                if not (self.again and reused and replayable and exchange.method in IDEMPOTENT):
+                if not (payload is None or payload.replayable):
+                    raise
+                if error.unprocessed:
+                    self.refusals += 1
+                    if self.refusals > _MOST_REFUSALS:
+                        raise
+                    continue
+                # The server may have closed it before it saw the request.
+                seen = error.unprocessed is not None
+                if seen or not (self.again and reused and exchange.method in IDEMPOTENT):
                     raise
                 self.again = False
             except BadHttpMessage as error:
@@ -122,7 +135,7 @@ class Timers:
     __slots__ = ("connection", "loop", "quiet", "seen", "silence", "silence_handle", "total_handle")
 
     def __init__(
-        self, loop: Loop, connection: HttpConnection, deadline: float | None, silence: float
+        self, loop: Loop, connection: Made, deadline: float | None, silence: float
     ) -> None:
         self.loop = loop
         self.connection = connection
@@ -156,19 +169,19 @@ class Timers:
                 handle.cancel()
 
 
-def expired(connection: HttpConnection) -> None:
+def expired(connection: Made) -> None:
     """Timer: the exchange took too long."""
     connection.fail_with(TimeoutError())
 
 
 def begin(
-    connection: HttpConnection,
+    connection: Made,
     data: bytes,
     bodiless: bool,
     streamed: bool,
     decode: bool,
     timer: Any,
-    release: Callable[[HttpConnection], None],
+    release: Callable[[Made], None],
 ) -> int:
     """Begin an exchange, as HttpConnection.start(); when that fails the connection is closed."""
     try:
@@ -185,12 +198,12 @@ def begin(
 
 async def send(
     loop: Loop,
-    connection: HttpConnection,
+    connection: Made,
     exchange: Exchange,
     decode: bool,
     deadline: float | None,
     silence: float | None,
-    release: Callable[[HttpConnection], None],
+    release: Callable[[Made], None],
     switch: int = 0,
     tracing: Tracing | None = None,
 ) -> HttpHead:
@@ -209,7 +222,7 @@ async def send(
     data = exchange.head
     expects = exchange.expects
     streamed = expects or (payload is not None and payload.data is None)
-    if exchange.chunked and not streamed:
+    if exchange.chunked and not streamed and not connection.FRAMED:
         data += _chunk(payload.data or b"" if payload is not None else b"") + _LAST_CHUNK
     elif payload is not None and not streamed:
         data += payload.data or b""
@@ -240,7 +253,7 @@ async def _tell_sent(tracing: Tracing, exchange: Exchange, streamed: bool) -> No
 
 async def _upload(
     loop: Loop,
-    connection: HttpConnection,
+    connection: Made,
     exchange: Exchange,
     tracing: Tracing | None,
     go_ahead: asyncio.Future[None] | None,
@@ -273,12 +286,13 @@ def _chunk(data: bytes) -> bytes:
 
 
 async def _write_body(
-    connection: HttpConnection,
+    connection: Made,
     exchange: Exchange,
     tracing: Tracing | None,
     go_ahead: asyncio.Future[None] | None,
 ) -> None:
-    payload, chunked = exchange.payload or _NOTHING, exchange.chunked
+    payload = exchange.payload or _NOTHING
+    chunked = exchange.chunked and not connection.FRAMED
     if go_ahead is not None:
         await go_ahead
     pieces = payload.pieces()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from multidict import CIMultiDict
 
-from .._rondel import HttpWebSocket
+from .._rondel import HttpConnection, HttpWebSocket
 from .context import Deferred
 from .exceptions import ClientConnectionResetError, WebSocketError, WSServerHandshakeError
 from .websocket import (
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from yarl import URL
 
     from .client import ClientSession
-    from .connector import SSLArgument
     from .options import BasicAuth
     from .request import Headers
     from .response import ClientResponse
+    from .tls import SSLArgument
 
 # RFC 6455, section 1.3.
 _ACCEPT_KEY = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -121,7 +121,7 @@ async def connect(
         chosen = _chosen_protocol(response, protocols)
         compress, forgetful = _agreed_compression(response, compress)
         connection = response.connection
-        if connection is None:
+        if not isinstance(connection, HttpConnection):
             raise ClientConnectionResetError("Cannot write to closing transport")
         makes = _message if decode_text else _raw_message
         arguments = (compress, forgetful, max_msg_size, decode_text)

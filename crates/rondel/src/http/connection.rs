@@ -1,5 +1,7 @@
 //! One HTTP/1.1 connection of a client, as the protocol of a transport.
 //!
+//! If the TLS handshake has agreed on HTTP/2, its place is taken by [`super::http2`] at once.
+//!
 //! ```text
 //!        start()           head arrived           body complete
 //! idle ──────────▶ head ────────────────▶ body ───────────────────▶ idle, and on_free(self)
@@ -19,16 +21,19 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::framing::Framing;
 use super::head::ResponseHead;
+use super::http2::connection::Http2Connection;
 use super::stream::StreamReader;
 use super::wait::{Source, Wait};
 use super::websocket::WebSocket;
-use super::{faults, wake};
+use super::{Lane, faults, visit_slot, wake};
 use crate::ffi::confined::Confined;
 use crate::imports;
 
 mod receiving;
 
 enum Phase {
+    /// Before connection_made(); with what a TLS transport of start_tls() has brought already.
+    Unmade(Vec<u8>),
     Idle,
     /// Waiting for a head; with what has arrived of it, and whether the method allows no body.
     Head {
@@ -62,6 +67,8 @@ pub struct Connection {
     body: Confined<RefCell<Option<Py<StreamReader>>>>,
     /// Takes what arrives after a switch of protocols.
     socket: Confined<RefCell<Option<Py<WebSocket>>>>,
+    /// Speaks HTTP/2 in this one's place.
+    http2: Confined<RefCell<Option<Py<Http2Connection>>>>,
     /// Why no exchange is possible any more.
     error: Slot,
     flags: Confined<Flags>,
@@ -310,18 +317,36 @@ impl Connection {
             head_waiter: slot(),
             room_waiter: slot(),
             go_ahead: slot(),
-            phase: Confined::new(RefCell::new(Phase::Idle)),
+            phase: Confined::new(RefCell::new(Phase::Unmade(Vec::new()))),
             head: Confined::new(RefCell::new(None)),
             body: Confined::new(RefCell::new(None)),
             socket: Confined::new(RefCell::new(None)),
+            http2: Confined::new(RefCell::new(None)),
             error: slot(),
             flags: Confined::new(Flags { keep: Cell::new(true), ..Flags::default() }),
         }
     }
 
-    fn connection_made(&self, py: Python<'_>, transport: Py<PyAny>) {
-        let before = self.transport.get(py).replace(Some(transport));
+    fn connection_made(slf: &Bound<'_, Self>, transport: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let before = this.transport.get(py).replace(Some(transport.clone().unbind()));
         drop(before);
+        let Phase::Unmade(early) = this.phase.get(py).replace(Phase::Idle) else { return Ok(()) };
+        let early = PyBytes::new(py, &early);
+        if !Http2Connection::is_agreed(transport)? {
+            return Connection::receive(slf, &early);
+        }
+        this.flags(py).closed.set(true);
+        let event_loop = this.event_loop.bind(py);
+        let http2 = Http2Connection::create(event_loop, transport, true)?;
+        this.http2.get(py).replace(Some(http2.clone().unbind()));
+        Http2Connection::data_received(&http2, &early)
+    }
+
+    /// Who speaks HTTP/2 on the transport, if that is what the TLS handshake has agreed on.
+    #[getter]
+    fn http2(&self, py: Python<'_>) -> Option<Py<Http2Connection>> {
+        self.http2.get(py).borrow().as_ref().map(|http2| http2.clone_ref(py))
     }
 
     fn data_received(slf: &Bound<'_, Self>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
@@ -415,7 +440,7 @@ impl Connection {
 
     /// Wait for the response's head.
     fn response(slf: Py<Self>) -> Wait {
-        Wait::new(Source::Head(slf))
+        Wait::new(Source::Head(Lane::Alone(slf)))
     }
 
     /// Send more of the request.
@@ -429,7 +454,7 @@ impl Connection {
 
     /// Wait until there is room to write.
     fn drain(slf: Py<Self>) -> Wait {
-        Wait::new(Source::Room(slf))
+        Wait::new(Source::Room(Lane::Alone(slf)))
     }
 
     /// The request has been sent whole.
@@ -459,6 +484,10 @@ impl Connection {
             this.fail(py, PyErr::from_value(error))
         })
     }
+
+    /// Bodies of unknown length go in HTTP chunks.
+    #[classattr]
+    const FRAMED: bool = false;
 
     /// Whether another exchange can begin.
     #[getter]
@@ -494,28 +523,12 @@ impl Connection {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
         for slot in self.slots() {
-            if let Some(cell) = slot.in_traverse(&visit)
-                && let Ok(object) = cell.try_borrow()
-            {
-                visit.call(&*object)?;
-            }
+            visit_slot(slot, &visit)?;
         }
-        if let Some(cell) = self.head.in_traverse(&visit)
-            && let Ok(head) = cell.try_borrow()
-        {
-            visit.call(&*head)?;
-        }
-        if let Some(cell) = self.body.in_traverse(&visit)
-            && let Ok(body) = cell.try_borrow()
-        {
-            visit.call(&*body)?;
-        }
-        if let Some(cell) = self.socket.in_traverse(&visit)
-            && let Ok(socket) = cell.try_borrow()
-        {
-            visit.call(&*socket)?;
-        }
-        Ok(())
+        visit_slot(&self.head, &visit)?;
+        visit_slot(&self.body, &visit)?;
+        visit_slot(&self.socket, &visit)?;
+        visit_slot(&self.http2, &visit)
     }
 
     fn __clear__(&self, py: Python<'_>) {
@@ -526,6 +539,7 @@ impl Connection {
         let head = self.head.get(py).take();
         let body = self.body.get(py).take();
         let socket = self.socket.get(py).take();
-        drop((head, body, socket));
+        let http2 = self.http2.get(py).take();
+        drop((head, body, socket, http2));
     }
 }

@@ -15,6 +15,27 @@ pub fn disconnected(py: Python<'_>) -> PyErr {
     made(imports::server_disconnected(py).and_then(|kind| kind.call0()))
 }
 
+/// The server has not begun with the request, and will not: it may be sent again.
+pub fn unprocessed(py: Python<'_>) -> PyErr {
+    known(py, disconnected(py), true)
+}
+
+/// The server has given the request up.
+pub fn reset(py: Python<'_>, why: &str) -> PyErr {
+    let text = format!("The server has reset the stream: {why}");
+    let arguments = (libc::ECONNRESET, text);
+    let error = made(imports::client_os_error(py).and_then(|kind| kind.call1(arguments)));
+    known(py, error, false)
+}
+
+/// With what is known of whether the server has not begun with the request.
+fn known(py: Python<'_>, error: PyErr, unprocessed: bool) -> PyErr {
+    match error.value(py).setattr(intern!(py, "unprocessed"), unprocessed) {
+        Ok(()) => error,
+        Err(other) => other,
+    }
+}
+
 /// The body ended too early, or its coding is wrong.
 pub fn incomplete(py: Python<'_>, why: &str) -> PyErr {
     let text = format!("Response payload is not completed: {why}");

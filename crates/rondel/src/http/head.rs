@@ -11,13 +11,14 @@ use super::stream::StreamReader;
 
 /// The most that a head may have before it counts as an attack.
 pub const MAX_HEAD: usize = 128 * 1024;
-const MAX_FIELDS: usize = 2048;
+pub const MAX_FIELDS: usize = 2048;
 
 /// A parsed head; ranges are into `raw`.
 pub struct Head {
     raw: Box<[u8]>,
     pub status: u16,
-    /// HTTP/1.`minor`
+    /// HTTP/`major`.`minor`
+    major: u8,
     minor: u8,
     reason: Range<usize>,
     fields: Vec<(Range<usize>, Range<usize>)>,
@@ -61,6 +62,7 @@ impl Head {
         };
         Head {
             status: parsed.code.unwrap_or_default(),
+            major: 1,
             minor: parsed.version.unwrap_or_default(),
             reason: range(parsed.reason.unwrap_or_default().as_bytes()),
             fields: parsed
@@ -70,6 +72,20 @@ impl Head {
                 .collect(),
             raw: raw.into(),
         }
+    }
+
+    /// A head of HTTP/2.
+    pub fn of_fields<'a>(status: u16, given: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let (mut raw, mut fields) = (Vec::with_capacity(512), Vec::with_capacity(16));
+        let mut add = |part: &[u8]| {
+            let start = raw.len();
+            raw.extend_from_slice(part);
+            start..raw.len()
+        };
+        for (name, value) in given {
+            fields.push((add(name), add(value)));
+        }
+        Head { raw: raw.into(), status, major: 2, minor: 0, reason: 0..0, fields }
     }
 
     fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
@@ -167,9 +183,10 @@ impl ResponseHead {
         self.head.status
     }
 
+    /// The version of HTTP: 1.1 is (1, 1).
     #[getter]
-    fn minor(&self) -> u8 {
-        self.head.minor
+    fn version(&self) -> (u8, u8) {
+        (self.head.major, self.head.minor)
     }
 
     #[getter]

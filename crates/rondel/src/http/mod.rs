@@ -8,6 +8,7 @@
 //! | [`decode`] | content encodings: gzip, deflate, br, zstd |
 //! | [`queue`] | what has arrived of a body and was not read |
 //! | [`stream`] | the body as `response.content` |
+//! | [`http2`] | a connection that many exchanges share |
 //! | [`faults`] | the exceptions |
 //! | [`websocket`] | frames of a WebSocket, after the switch of protocols |
 //! | [`wait`] | the awaitable of all reads: no Future when what it wants has arrived |
@@ -23,12 +24,60 @@ pub mod digest;
 mod faults;
 mod framing;
 pub mod head;
+pub mod http2;
 mod queue;
 pub mod stream;
 pub mod wait;
 pub mod websocket;
 
+use std::cell::RefCell;
+
 use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
+
+use crate::ffi::confined::Confined;
+
+/// What an exchange goes over.
+pub enum Lane {
+    /// A connection of HTTP/1.1, until the exchange is over.
+    Alone(Py<connection::Connection>),
+    /// Its part of a connection of HTTP/2.
+    Shared(Py<http2::exchange::Exchange>),
+}
+
+impl Lane {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            Lane::Alone(connection) => Lane::Alone(connection.clone_ref(py)),
+            Lane::Shared(exchange) => Lane::Shared(exchange.clone_ref(py)),
+        }
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self {
+            Lane::Alone(connection) => visit.call(connection),
+            Lane::Shared(exchange) => visit.call(exchange),
+        }
+    }
+
+    fn resume_reading(&self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            Lane::Alone(connection) => connection.get().resume_reading(py),
+            Lane::Shared(exchange) => exchange.get().resume_reading(py),
+        }
+    }
+}
+
+/// Shows the collector what is in a slot.
+fn visit_slot<T>(
+    slot: &Confined<RefCell<Option<Py<T>>>>,
+    visit: &PyVisit<'_>,
+) -> Result<(), PyTraverseError> {
+    match slot.in_traverse(visit).map(RefCell::try_borrow) {
+        Some(Ok(object)) => visit.call(&*object),
+        _ => Ok(()),
+    }
+}
 
 /// Wakes a task that waits for `waiter`.
 fn wake(py: Python<'_>, waiter: Option<Py<PyAny>>) -> PyResult<()> {

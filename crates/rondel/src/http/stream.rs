@@ -11,11 +11,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use pyo3::{PyTraverseError, PyVisit};
 
-use super::connection::Connection;
 use super::decode::Decoder;
 use super::queue::{Piece, Queue};
 use super::wait::{Source, Wait};
-use super::{faults, wake};
+use super::{Lane, faults, wake};
 use crate::ffi::confined::Confined;
 use crate::imports;
 
@@ -50,7 +49,7 @@ pub struct StreamReader {
     event_loop: Py<PyAny>,
     queue: Confined<RefCell<Queue>>,
     /// From which data comes, until the end.
-    connection: Confined<RefCell<Option<Py<Connection>>>>,
+    connection: Confined<RefCell<Option<Lane>>>,
     waiter: Confined<RefCell<Option<Py<PyAny>>>>,
     /// The exception object, and not a PyErr, so that the collector sees it with its traceback.
     error: Confined<RefCell<Option<Py<PyAny>>>>,
@@ -61,7 +60,7 @@ pub struct StreamReader {
 impl StreamReader {
     pub fn create(
         event_loop: Py<PyAny>,
-        connection: Option<Py<Connection>>,
+        connection: Option<Lane>,
         decoder: Option<Decoder>,
     ) -> Self {
         let queue = Queue { decoder, ..Queue::default() };
@@ -164,7 +163,7 @@ impl StreamReader {
                 .as_ref()
                 .map(|connection| connection.clone_ref(py));
             if let Some(connection) = connection {
-                connection.get().resume_reading(py)?;
+                connection.resume_reading(py)?;
             }
         }
         Ok(taken)
@@ -448,8 +447,9 @@ impl StreamReader {
         visit.call(&self.event_loop)?;
         if let Some(cell) = self.connection.in_traverse(&visit)
             && let Ok(connection) = cell.try_borrow()
+            && let Some(connection) = &*connection
         {
-            visit.call(&*connection)?;
+            connection.traverse(&visit)?;
         }
         if let Some(cell) = self.waiter.in_traverse(&visit)
             && let Ok(waiter) = cell.try_borrow()

@@ -9,7 +9,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::connection::Connection;
+use super::Lane;
 use super::stream::{StreamReader, Want};
 use super::websocket::WebSocket;
 use crate::coroutine;
@@ -21,9 +21,9 @@ pub enum Source {
     /// Part of a body.
     Body(Py<StreamReader>, Want),
     /// A response's head.
-    Head(Py<Connection>),
+    Head(Lane),
     /// Room to write.
-    Room(Py<Connection>),
+    Room(Lane),
     /// A WebSocket's next message.
     Message(Py<WebSocket>),
 }
@@ -32,17 +32,26 @@ impl Source {
     fn take(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         match self {
             Source::Body(stream, want) => stream.get().take(py, want),
-            Source::Head(connection) => connection.get().take_head(py),
+            Source::Head(Lane::Alone(connection)) => connection.get().take_head(py),
+            Source::Head(Lane::Shared(exchange)) => exchange.get().take_head(py),
             Source::Message(socket) => socket.get().take(py),
-            Source::Room(connection) => Ok(connection.get().has_room(py)?.then(|| py.None())),
+            Source::Room(lane) => {
+                let room = match lane {
+                    Lane::Alone(connection) => connection.get().has_room(py)?,
+                    Lane::Shared(exchange) => exchange.get().has_room(py)?,
+                };
+                Ok(room.then(|| py.None()))
+            }
         }
     }
 
     fn waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self {
             Source::Body(stream, _) => stream.get().waiter(py),
-            Source::Head(connection) => connection.get().head_waiter(py),
-            Source::Room(connection) => connection.get().room_waiter(py),
+            Source::Head(Lane::Alone(connection)) => connection.get().head_waiter(py),
+            Source::Head(Lane::Shared(exchange)) => exchange.get().head_waiter(py),
+            Source::Room(Lane::Alone(connection)) => connection.get().room_waiter(py),
+            Source::Room(Lane::Shared(exchange)) => exchange.get().room_waiter(py),
             Source::Message(socket) => socket.get().waiter(py),
         }
     }
@@ -153,9 +162,7 @@ impl Wait {
         {
             match &*source {
                 Some(Source::Body(stream, _)) => visit.call(stream)?,
-                Some(Source::Head(connection) | Source::Room(connection)) => {
-                    visit.call(connection)?;
-                }
+                Some(Source::Head(lane) | Source::Room(lane)) => lane.traverse(&visit)?,
                 Some(Source::Message(socket)) => visit.call(socket)?,
                 None => {}
             }

@@ -5,11 +5,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::{Connection, Phase};
-use crate::http::faults;
 use crate::http::framing::{Framing, Part};
 use crate::http::head::{self, ResponseHead};
 use crate::http::stream::StreamReader;
 use crate::http::websocket::WebSocket;
+use crate::http::{Lane, faults};
 
 impl Connection {
     /// Reads what has arrived; an error is the peer's.
@@ -20,6 +20,11 @@ impl Connection {
         while at < input.len() {
             let phase = this.phase.get(py).replace(Phase::Idle);
             match phase {
+                Phase::Unmade(mut early) => {
+                    early.extend_from_slice(input);
+                    this.phase.get(py).replace(Phase::Unmade(early));
+                    return Ok(());
+                }
                 Phase::Idle => {
                     // Nobody asked: what follows could be taken for the next response.
                     this.flags(py).keep.set(false);
@@ -95,7 +100,7 @@ impl Connection {
         let complete = framing.is_complete();
         let decode = self.flags(py).decode.get() && !complete;
         let decoder = if decode { head.decoder() } else { None };
-        let connection = (!complete).then(|| slf.clone().unbind());
+        let connection = (!complete).then(|| Lane::Alone(slf.clone().unbind()));
         let body = StreamReader::create(self.event_loop.clone_ref(py), connection, decoder);
         let body = Py::new(py, body)?;
         self.announce(py, ResponseHead::new(head, body.clone_ref(py)))?;
@@ -129,7 +134,7 @@ impl Connection {
     fn switch(&self, slf: &Bound<'_, Self>, head: head::Head) -> PyResult<()> {
         let py = slf.py();
         self.flags(py).keep.set(false);
-        let connection = Some(slf.clone().unbind());
+        let connection = Some(Lane::Alone(slf.clone().unbind()));
         let body = StreamReader::create(self.event_loop.clone_ref(py), connection, None);
         let body = Py::new(py, body)?;
         self.body.get(py).replace(Some(body.clone_ref(py)));
