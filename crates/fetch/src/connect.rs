@@ -31,8 +31,8 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// Bytes that a proxy's answer to CONNECT may have.
 const LONGEST_ANSWER: usize = 16 * 1024;
 /// HTTP/2 flow control: per stream and per connection. What arrives is written at once, so these bound
-/// what is under way rather than what is held.
-const STREAM_WINDOW: u32 = 2 << 20;
+/// what is under way rather than what is held; one file alone may have nearly all of it.
+const STREAM_WINDOW: u32 = 6 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// A connection that can take requests; hyper's driver runs as a task beside it.

@@ -1,10 +1,12 @@
 //! One request and its answer: connections kept for the next, redirects, credentials, cookies.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
 
-use http_body_util::BodyExt;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue,
     LOCATION, RETRY_AFTER, SET_COOKIE, USER_AGENT, WWW_AUTHENTICATE,
@@ -25,6 +27,13 @@ use crate::proxy::{self, Proxy};
 /// connection.
 const SMALL_BODY: usize = 64 * 1024;
 
+/// Times that a request goes again at once since the server did not take it.
+const STALE_TRIES: usize = 5;
+/// Bytes to write in one go, of those that have come.
+const GATHERED: usize = 256 * 1024;
+
+type Gate = tokio::sync::Mutex<bool>;
+
 /// The connections of a run, and how requests are made on them.
 pub struct Client {
     connector: Connector,
@@ -32,6 +41,9 @@ pub struct Client {
     idle: Mutex<HashMap<String, Vec<Connection>>>,
     /// What every request says.
     headers: HeaderMap,
+    /// By the same key, for servers that may speak HTTP/2: whether connections are still opened one by
+    /// one, since the first may do for all.
+    gates: Mutex<HashMap<String, Arc<Gate>>>,
     /// By origin, the challenge that its last answers were to.
     challenges: Mutex<HashMap<String, Challenge>>,
 }
@@ -53,6 +65,7 @@ impl Client {
         Ok(Self {
             connector: Connector::new(transfers),
             idle: Mutex::default(),
+            gates: Mutex::default(),
             headers,
             challenges: Mutex::default(),
         })
@@ -165,13 +178,15 @@ impl Client {
     async fn send(&self, options: &Options, url: &Url, headers: HeaderMap) -> Result<Answer<'_>> {
         let proxy = options.proxies.find(url);
         let key = url[..Position::BeforePath].to_owned();
+        let mut tries = STALE_TRIES;
         loop {
             let reused = self.take(&key).await;
             let fresh = reused.is_none();
             let mut connection = match reused {
                 Some(connection) => connection,
-                None => self.connector.connect(url, proxy, options).await?,
+                None => Box::pin(self.open(&key, url, proxy, options)).await?,
             };
+            tries -= 1;
             let outcome = {
                 let request = request(url, proxy, &connection, &headers)?;
                 let sent = async {
@@ -186,23 +201,21 @@ impl Client {
                 Err(_) => return Err(silence(options)),
                 Ok(Ok(response)) => {
                     let (parts, body) = response.into_parts();
-                    if let Connection::Http2(sender) = &connection {
-                        // Others may use it at once.
-                        self.give_back(&key, Connection::Http2(sender.clone()), fresh);
-                    }
                     return Ok(Answer {
                         status: parts.status,
                         headers: parts.headers,
                         version: parts.version,
                         url: url.clone(),
                         body,
+                        ahead: None,
                         connection: Some(connection),
                         key,
                         client: self,
                     });
                 }
                 // The server closed an idle connection just when it was to be used; a GET may go again.
-                Ok(Err(error)) if !fresh && is_stale(&error) => {}
+                Ok(Err(error)) if tries > 0 && !fresh && is_stale(&error) => self.forget(&key),
+                Ok(Err(error)) if tries > 0 && is_refused(&error) => self.forget(&key),
                 Ok(Err(error)) => return Err(from_hyper("no answer", &error)),
             }
         }
@@ -229,11 +242,49 @@ impl Client {
         }
     }
 
-    fn give_back(&self, key: &str, connection: Connection, fresh: bool) {
-        let is_kept = matches!(connection, Connection::Http2(_)) && !fresh;
-        if is_kept {
-            return;
+    /// A new connection; or, where one HTTP/2 connection does for all, the one that another request
+    /// opened meanwhile.
+    async fn open(
+        &self,
+        key: &str,
+        url: &Url,
+        proxy: Option<&Proxy>,
+        options: &Options,
+    ) -> Result<Connection> {
+        if url.scheme() != "https" || !options.http2 {
+            return self.connector.connect(url, proxy, options).await;
         }
+        let gate = {
+            let mut gates = locked(&self.gates);
+            Arc::clone(gates.entry(key.to_owned()).or_insert_with(|| Arc::new(Gate::new(true))))
+        };
+        let mut one_by_one = gate.lock().await;
+        if !*one_by_one {
+            drop(one_by_one);
+            return self.connector.connect(url, proxy, options).await;
+        }
+        if let Some(connection) = self.take(key).await {
+            return Ok(connection);
+        }
+        let opened = self.connector.connect(url, proxy, options).await;
+        match &opened {
+            Ok(Connection::Http2(sender)) => {
+                self.give_back(key, Connection::Http2(sender.clone()));
+            }
+            // A server that does not answer costs everybody's time at once, not in turn.
+            _ => *one_by_one = false,
+        }
+        opened
+    }
+
+    /// No further request goes over the server's HTTP/2 connection.
+    fn forget(&self, key: &str) {
+        if let Some(of_server) = locked(&self.idle).get_mut(key) {
+            of_server.retain(|connection| matches!(connection, Connection::Http1(_)));
+        }
+    }
+
+    fn give_back(&self, key: &str, connection: Connection) {
         let mut idle = locked(&self.idle);
         match idle.get_mut(key) {
             Some(of_server) => of_server.push(connection),
@@ -265,6 +316,17 @@ fn is_stale(error: &hyper::Error) -> bool {
         || error.is_closed()
         || error.is_incomplete_message()
         || from_hyper("", error).kind == Kind::Connection
+}
+
+/// Whether an HTTP/2 server says that it has not looked at the request (RFC 9113, 8.7).
+fn is_refused(error: &hyper::Error) -> bool {
+    let cause =
+        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| match cause.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => true,
+        Some(h2::Reason::NO_ERROR) => cause.is_go_away(),
+        _ => false,
+    })
 }
 
 fn silence(options: &Options) -> Error {
@@ -335,6 +397,8 @@ pub struct Answer<'a> {
     /// The URL that answered, after redirects.
     pub url: Url,
     body: Incoming,
+    /// What was read of the body beyond what was asked for: its end, or an error.
+    ahead: Option<Result<Option<Bytes>>>,
     connection: Option<Connection>,
     key: String,
     client: &'a Client,
@@ -343,27 +407,61 @@ pub struct Answer<'a> {
 impl Answer<'_> {
     /// The next piece of the body; None after the last, when the connection is free again.
     pub async fn chunk(&mut self, options: &Options) -> Result<Option<Bytes>> {
-        loop {
-            match timeout(options.idle_timeout, self.body.frame()).await {
-                Err(_) => return Err(silence(options)),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => {}
-                    Ok(data) => return Ok(Some(data)),
-                    // Trailers say nothing about a file.
-                    Err(_) => {}
-                },
-                Ok(Some(Err(error))) => return Err(from_hyper("the transfer broke off", &error)),
-                Ok(None) => {
-                    self.release();
-                    return Ok(None);
-                }
+        let next = match self.ahead.take() {
+            Some(next) => next,
+            None => {
+                let next = poll_fn(|context| self.poll_chunk(context));
+                timeout(options.idle_timeout, next).await.unwrap_or_else(|_| Err(silence(options)))
             }
+        };
+        if matches!(next, Ok(None)) {
+            self.release();
+        }
+        next
+    }
+
+    /// The next pieces of the body into `pieces`; whether there were any. HTTP/2's are small, and those
+    /// that have come are worth one write.
+    pub async fn chunks(&mut self, options: &Options, pieces: &mut Vec<Bytes>) -> Result<bool> {
+        pieces.clear();
+        let Some(first) = self.chunk(options).await? else { return Ok(false) };
+        let mut size = first.len();
+        pieces.push(first);
+        // The waker is of no use: the next call asks again.
+        let mut context = Context::from_waker(Waker::noop());
+        while self.version == Version::HTTP_2 && size < GATHERED {
+            match self.poll_chunk(&mut context) {
+                Poll::Ready(Ok(Some(piece))) => {
+                    size += piece.len();
+                    pieces.push(piece);
+                }
+                Poll::Ready(last) => {
+                    self.ahead = Some(last);
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+        Ok(true)
+    }
+
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
+        loop {
+            return Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                None => Ok(None),
+                Some(Err(error)) => Err(from_hyper("the transfer broke off", &error)),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => Ok(Some(data)),
+                    // Trailers say nothing about a file.
+                    _ => continue,
+                },
+            });
         }
     }
 
     fn release(&mut self) {
         if let Some(connection @ Connection::Http1(_)) = self.connection.take() {
-            self.client.give_back(&self.key, connection, true);
+            self.client.give_back(&self.key, connection);
         }
     }
 
@@ -383,7 +481,6 @@ impl Answer<'_> {
 
     /// Whether nothing of the body is left to come.
     pub fn is_at_end(&self) -> bool {
-        use hyper::body::Body;
         self.body.is_end_stream() || self.length() == Some(0)
     }
 
@@ -394,7 +491,6 @@ impl Answer<'_> {
 
     /// The body's length in bytes, if the server says.
     pub fn length(&self) -> Option<u64> {
-        use hyper::body::Body;
         self.body.size_hint().exact()
     }
 

@@ -63,7 +63,7 @@ how to ask
       --no-proxy         no proxy, whatever the environment says
       --ca-file FILE     trust these certificates instead of the system's
       --insecure         trust any certificate
-      --http1            do not use HTTP/2
+      --http1.1          do not use HTTP/2
       --max-redirects N  redirects to follow (default 20)
 
 where from
@@ -223,7 +223,7 @@ pub fn parse(
                 options.ca_file = Some(PathBuf::from(parser.value().map_err(sentence)?));
             }
             Arg::Long("insecure") => options.insecure = true,
-            Arg::Long("http1") => options.http2 = false,
+            Arg::Long("http1" | "http1.1") => options.http2 = false,
             Arg::Long("max-redirects") => {
                 let value = text(&mut parser)?;
                 options.max_redirects = value
