@@ -40,12 +40,14 @@ def test_many_files_come_over_one_connection(nginx: Nginx, tmp_path: Path) -> No
 
 
 def test_ranges_and_conditions(nginx: Nginx, tmp_path: Path) -> None:
-    nginx.file("large", CONTENT)
-    url = f"{nginx.tls_url}/large"
+    content = CONTENT * 6
+    nginx.file("large", content)
+    # Each request is served slowly enough for a second one to take its half.
+    url = f"{nginx.tls_url}/slow/large"
     trust = ("--ca-file", nginx.folder / "ca.pem")
-    result = get(*trust, "--segments", 3, url, cwd=tmp_path)
+    result = get(*trust, "--segments", 2, url, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert files(tmp_path) == {"large": CONTENT}
+    assert files(tmp_path) == {"large": content}
     statuses = [line.split('"')[1:3] for line in nginx.requests("/large")]
     assert all("HTTP/2.0" in request for request, _ in statuses)
     assert sum(status.split()[0] == "206" for _, status in statuses) >= 1
@@ -113,6 +115,8 @@ class Http2(Odd):
                 writer.write(wire.data_to_send())
                 await writer.drain()
                 if wire.state_machine.state is h2.connection.ConnectionState.CLOSED:
+                    # It is the client's to close it.
+                    await reader.read()
                     return
                 data = await reader.read(65_536)
                 if not data:

@@ -226,6 +226,7 @@ impl Helper {
                 self.progress.add(written);
             })?;
             pieces.iter().for_each(|piece| seen(piece));
+            pay(&self.shared, came).await;
             if taken < came || position + taken as u64 == segment.end() {
                 if answer.is_at_end() {
                     // The connection is as good as new.
@@ -233,7 +234,6 @@ impl Helper {
                 }
                 return Ok(());
             }
-            pay(&self.shared, came).await;
         }
         if segment.end() != u64::MAX && segment.position() < segment.end() {
             return Err(Error::new(Kind::Connection, "the transfer broke off"));

@@ -62,6 +62,8 @@ impl Client {
         for (name, value) in &options.headers {
             add(&mut headers, name, value)?;
         }
+        // A limited rate is kept the better, the smaller the pieces are.
+        let transfers = if options.rate.is_some() { usize::MAX } else { transfers };
         Ok(Self {
             connector: Connector::new(transfers),
             idle: Mutex::default(),
@@ -215,7 +217,11 @@ impl Client {
                 }
                 // The server closed an idle connection just when it was to be used; a GET may go again.
                 Ok(Err(error)) if tries > 0 && !fresh && is_stale(&error) => self.forget(&key),
-                Ok(Err(error)) if tries > 0 && is_refused(&error) => self.forget(&key),
+                Ok(Err(error)) if tries > 0 && is_refused(&error) => {
+                    if is_leaving(&error) {
+                        self.forget(&key);
+                    }
+                }
                 Ok(Err(error)) => return Err(from_hyper("no answer", &error)),
             }
         }
@@ -320,13 +326,21 @@ fn is_stale(error: &hyper::Error) -> bool {
 
 /// Whether an HTTP/2 server says that it has not looked at the request (RFC 9113, 8.7).
 fn is_refused(error: &hyper::Error) -> bool {
-    let cause =
-        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.is_some_and(|cause| match cause.reason() {
-        Some(h2::Reason::REFUSED_STREAM) => true,
-        Some(h2::Reason::NO_ERROR) => cause.is_go_away(),
-        _ => false,
-    })
+    reason(error) == Some(h2::Reason::REFUSED_STREAM) || is_leaving(error)
+}
+
+/// Whether it takes no further requests on this connection.
+fn is_leaving(error: &hyper::Error) -> bool {
+    http2_cause(error).is_some_and(h2::Error::is_go_away)
+        && reason(error) == Some(h2::Reason::NO_ERROR)
+}
+
+fn reason(error: &hyper::Error) -> Option<h2::Reason> {
+    http2_cause(error).and_then(h2::Error::reason)
+}
+
+fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error).and_then(|cause| cause.downcast_ref())
 }
 
 fn silence(options: &Options) -> Error {
@@ -349,7 +363,7 @@ fn request(
 ) -> Result<Request<NoBody>> {
     let mut headers = headers.clone();
     let is_http2 = matches!(connection, Connection::Http2(_));
-    let plain_proxy = proxy.filter(|_| url.scheme() == "http");
+    let plain_proxy = proxy.filter(|proxy| url.scheme() == "http" && proxy.is_asked());
     let target = if is_http2 || plain_proxy.is_some() {
         let host = &url[Position::BeforeHost..Position::AfterPort];
         format!("{}://{host}{}", url.scheme(), &url[Position::BeforePath..Position::AfterQuery])
@@ -361,8 +375,8 @@ fn request(
     if !is_http2 && !headers.contains_key(HOST) {
         add(&mut headers, "host", &url[Position::BeforeHost..Position::AfterPort])?;
     }
-    if let Some(value) = plain_proxy.and_then(|proxy| proxy.authorization.as_ref()) {
-        add(&mut headers, "proxy-authorization", value)?;
+    if let Some(value) = plain_proxy.and_then(Proxy::authorization) {
+        add(&mut headers, "proxy-authorization", &value)?;
     }
     let mut request = Request::new(NoBody::new());
     *request.uri_mut() = uri;

@@ -58,8 +58,9 @@ how to ask
       --no-netrc         do not read ~/.netrc
       --user-agent TEXT  instead of rondel's own
       --cookies FILE     cookies to send, in Netscape's format
-      --proxy URL        a proxy, http:// or https://; without, what http_proxy, https_proxy,
-                         all_proxy and no_proxy say
+      --proxy URL        a proxy: http://, https://, socks5://, socks5h:// (it looks names up),
+                         socks4:// or socks4a://, with NAME:PASSWORD@ if it asks; without, what
+                         http_proxy, https_proxy, all_proxy and no_proxy say
       --no-proxy         no proxy, whatever the environment says
       --ca-file FILE     trust these certificates instead of the system's
       --insecure         trust any certificate
