@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from urllib.request import urlopen
 
 from databases import _folder, _Server, needed
 from support import HOST, unused_port
+from tls import NAME
 
 #: Seconds that one `rondel get` may take.
 LIMIT = 60
@@ -73,6 +75,7 @@ http {{
         location /cookie/set {{ add_header Set-Cookie "k=v; Path=/"; return 302 /cookie/get; }}
         location /cookie/get {{ if ($http_cookie != "k=v") {{ return 403; }} return 200 "got it"; }}
         location /headers {{ return 200 "$http_x_token|$http_user_agent|$http_accept_encoding"; }}
+        location /connection {{ return 200 "$connection"; }}
         location /protocol {{ return 200 "$server_protocol"; }}
         location /broken {{ return 503; }}
     }}
@@ -193,6 +196,7 @@ class Odd:
 
     handle: Callable[[Request], Awaitable[None]]
     requests: list[Request] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
     url: str = ""
     connections: int = 0
 
@@ -217,8 +221,10 @@ class Odd:
         loop = asyncio.SelectorEventLoop()
         # What a client's going away interrupts is nobody's business.
         loop.set_exception_handler(lambda *_: None)
-        server = loop.run_until_complete(asyncio.start_server(self._connected, HOST, 0))
-        self.url = f"http://{HOST}:{server.sockets[0].getsockname()[1]}"
+        starting = asyncio.start_server(self._connected, HOST, 0, ssl=self.tls)
+        server = loop.run_until_complete(starting)
+        origin = f"https://{NAME}" if self.tls else f"http://{HOST}"
+        self.url = f"{origin}:{server.sockets[0].getsockname()[1]}"
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
         try:

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use hyper::header::HeaderMap;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
@@ -213,29 +214,41 @@ impl Helper {
         mut seen: impl FnMut(&[u8]),
     ) -> Result<()> {
         let options = &self.shared.options;
-        while let Some(data) = answer.chunk(options).await? {
+        let mut pieces = Vec::new();
+        while answer.chunks(options, &mut pieces).await? {
+            let came = pieces.iter().map(Bytes::len).sum();
             let position = segment.position();
             let room = segment.end().saturating_sub(position);
-            let taken = usize::try_from(room).map_or(data.len(), |room| room.min(data.len()));
-            self.sink.write(&data[..taken], position, |written| {
+            let taken = usize::try_from(room).map_or(came, |room| room.min(came));
+            cut(&mut pieces, taken);
+            self.sink.write(&pieces, position, |written| {
                 segment.advance(written);
                 self.progress.add(written);
             })?;
-            seen(&data[..taken]);
-            if taken < data.len() || position + taken as u64 == segment.end() {
+            pieces.iter().for_each(|piece| seen(piece));
+            pay(&self.shared, came).await;
+            if taken < came || position + taken as u64 == segment.end() {
                 if answer.is_at_end() {
                     // The connection is as good as new.
                     answer.discard(options).await;
                 }
                 return Ok(());
             }
-            pay(&self.shared, data.len()).await;
         }
         if segment.end() != u64::MAX && segment.position() < segment.end() {
             return Err(Error::new(Kind::Connection, "the transfer broke off"));
         }
         Ok(())
     }
+}
+
+/// Keep that many bytes of all.
+fn cut(pieces: &mut Vec<Bytes>, mut size: usize) {
+    pieces.retain_mut(|piece| {
+        piece.truncate(size);
+        size -= piece.len();
+        !piece.is_empty()
+    });
 }
 
 /// Looks now and then at how fast it goes.

@@ -20,7 +20,8 @@ use url::Url;
 
 use crate::error::{Error, Kind, Result, describe};
 use crate::job::Options;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, ProxyKind};
+use crate::socks::{Socks, Target};
 use crate::tls;
 
 /// Requests without a body are all that downloads need.
@@ -31,8 +32,8 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// Bytes that a proxy's answer to CONNECT may have.
 const LONGEST_ANSWER: usize = 16 * 1024;
 /// HTTP/2 flow control: per stream and per connection. What arrives is written at once, so these bound
-/// what is under way rather than what is held.
-const STREAM_WINDOW: u32 = 2 << 20;
+/// what is under way rather than what is held; one file alone may have nearly all of it.
+const STREAM_WINDOW: u32 = 6 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// A connection that can take requests; hyper's driver runs as a task beside it.
@@ -95,10 +96,16 @@ impl Connector {
             }
             return self.secure(tcp, host, options).await;
         };
-        let tcp = tcp(&proxy.host, proxy.port)
-            .await
-            .map_err(|error| Error { text: format!("the proxy: {}", error.text), ..error })?;
-        let mut io: AnyIo = if proxy.tls {
+        if let ProxyKind::Socks(socks) = proxy.kind {
+            let tcp = through_socks(socks, proxy, host, port).await?;
+            return if secure {
+                self.secure(tcp, host, options).await
+            } else {
+                self.http1(tcp).await
+            };
+        }
+        let tcp = to_proxy(proxy).await?;
+        let mut io: AnyIo = if proxy.kind == ProxyKind::Https {
             // HTTP/2 is not for us to speak with a proxy.
             Box::pin(handshake(self.tls(options).await?, tcp, &proxy.host, true).await?)
         } else {
@@ -176,13 +183,9 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return one(SocketAddr::new(address, port)).await;
     }
-    let failed = |error: io::Error| {
-        Error::new(Kind::Name, format!("no address for {host}: {}", describe(&error)))
-    };
-    let found: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(failed)?.collect();
     let mut attempts = JoinSet::new();
     let mut last = Error::new(Kind::Name, format!("{host} has no address"));
-    let mut addresses = interleaved(found).into_iter();
+    let mut addresses = look_up(host, port).await?.into_iter();
     let mut next = addresses.next();
     loop {
         if let Some(address) = next.take() {
@@ -229,12 +232,51 @@ async fn one(address: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
+async fn to_proxy(proxy: &Proxy) -> Result<TcpStream> {
+    tcp(&proxy.host, proxy.port)
+        .await
+        .map_err(|error| Error { text: format!("the proxy: {}", error.text), ..error })
+}
+
+/// A connection to a server that a SOCKS proxy makes; to its first address that the proxy reaches, if
+/// names are looked up here.
+async fn through_socks(socks: Socks, proxy: &Proxy, host: &str, port: u16) -> Result<TcpStream> {
+    let known = host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port));
+    let targets: Vec<Target<'_>> = match known {
+        Some(address) => vec![Target::Address(address)],
+        None if socks.looks_up_here() => look_up(host, port)
+            .await?
+            .into_iter()
+            .filter(|address| socks.knows(address))
+            .map(Target::Address)
+            .collect(),
+        None => vec![Target::Name(host, port)],
+    };
+    let mut last = Error::new(Kind::Name, format!("{host} has no address that SOCKS 4 knows"));
+    for target in targets {
+        let mut tcp = to_proxy(proxy).await?;
+        match socks.connect(&mut tcp, target, proxy.credentials.as_ref()).await {
+            Ok(()) => return Ok(tcp),
+            Err(error) if error.kind == Kind::Connection => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let found = lookup_host((host, port)).await.map_err(|error| {
+        Error::new(Kind::Name, format!("no address for {host}: {}", describe(&error)))
+    })?;
+    Ok(interleaved(found.collect()))
+}
+
 /// Ask a proxy for a connection to the URL's server.
 async fn tunnel(io: &mut AnyIo, url: &Url, port: u16, proxy: &Proxy) -> Result<()> {
     let broken = |error: io::Error| Error::connection("the proxy", &error);
     let authority = format!("{}:{port}", url.host_str().unwrap_or_default());
     let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
-    if let Some(value) = &proxy.authorization {
+    if let Some(value) = proxy.authorization() {
         request.push_str(&format!("Proxy-Authorization: {value}\r\n"));
     }
     request.push_str("\r\n");

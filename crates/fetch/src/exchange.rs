@@ -1,10 +1,12 @@
 //! One request and its answer: connections kept for the next, redirects, credentials, cookies.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
 
-use http_body_util::BodyExt;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue,
     LOCATION, RETRY_AFTER, SET_COOKIE, USER_AGENT, WWW_AUTHENTICATE,
@@ -25,6 +27,13 @@ use crate::proxy::{self, Proxy};
 /// connection.
 const SMALL_BODY: usize = 64 * 1024;
 
+/// Times that a request goes again at once since the server did not take it.
+const STALE_TRIES: usize = 5;
+/// Bytes to write in one go, of those that have come.
+const GATHERED: usize = 256 * 1024;
+
+type Gate = tokio::sync::Mutex<bool>;
+
 /// The connections of a run, and how requests are made on them.
 pub struct Client {
     connector: Connector,
@@ -32,6 +41,9 @@ pub struct Client {
     idle: Mutex<HashMap<String, Vec<Connection>>>,
     /// What every request says.
     headers: HeaderMap,
+    /// By the same key, for servers that may speak HTTP/2: whether connections are still opened one by
+    /// one, since the first may do for all.
+    gates: Mutex<HashMap<String, Arc<Gate>>>,
     /// By origin, the challenge that its last answers were to.
     challenges: Mutex<HashMap<String, Challenge>>,
 }
@@ -50,9 +62,12 @@ impl Client {
         for (name, value) in &options.headers {
             add(&mut headers, name, value)?;
         }
+        // A limited rate is kept the better, the smaller the pieces are.
+        let transfers = if options.rate.is_some() { usize::MAX } else { transfers };
         Ok(Self {
             connector: Connector::new(transfers),
             idle: Mutex::default(),
+            gates: Mutex::default(),
             headers,
             challenges: Mutex::default(),
         })
@@ -165,13 +180,15 @@ impl Client {
     async fn send(&self, options: &Options, url: &Url, headers: HeaderMap) -> Result<Answer<'_>> {
         let proxy = options.proxies.find(url);
         let key = url[..Position::BeforePath].to_owned();
+        let mut tries = STALE_TRIES;
         loop {
             let reused = self.take(&key).await;
             let fresh = reused.is_none();
             let mut connection = match reused {
                 Some(connection) => connection,
-                None => self.connector.connect(url, proxy, options).await?,
+                None => Box::pin(self.open(&key, url, proxy, options)).await?,
             };
+            tries -= 1;
             let outcome = {
                 let request = request(url, proxy, &connection, &headers)?;
                 let sent = async {
@@ -186,23 +203,25 @@ impl Client {
                 Err(_) => return Err(silence(options)),
                 Ok(Ok(response)) => {
                     let (parts, body) = response.into_parts();
-                    if let Connection::Http2(sender) = &connection {
-                        // Others may use it at once.
-                        self.give_back(&key, Connection::Http2(sender.clone()), fresh);
-                    }
                     return Ok(Answer {
                         status: parts.status,
                         headers: parts.headers,
                         version: parts.version,
                         url: url.clone(),
                         body,
+                        ahead: None,
                         connection: Some(connection),
                         key,
                         client: self,
                     });
                 }
                 // The server closed an idle connection just when it was to be used; a GET may go again.
-                Ok(Err(error)) if !fresh && is_stale(&error) => {}
+                Ok(Err(error)) if tries > 0 && !fresh && is_stale(&error) => self.forget(&key),
+                Ok(Err(error)) if tries > 0 && is_refused(&error) => {
+                    if is_leaving(&error) {
+                        self.forget(&key);
+                    }
+                }
                 Ok(Err(error)) => return Err(from_hyper("no answer", &error)),
             }
         }
@@ -229,11 +248,49 @@ impl Client {
         }
     }
 
-    fn give_back(&self, key: &str, connection: Connection, fresh: bool) {
-        let is_kept = matches!(connection, Connection::Http2(_)) && !fresh;
-        if is_kept {
-            return;
+    /// A new connection; or, where one HTTP/2 connection does for all, the one that another request
+    /// opened meanwhile.
+    async fn open(
+        &self,
+        key: &str,
+        url: &Url,
+        proxy: Option<&Proxy>,
+        options: &Options,
+    ) -> Result<Connection> {
+        if url.scheme() != "https" || !options.http2 {
+            return self.connector.connect(url, proxy, options).await;
         }
+        let gate = {
+            let mut gates = locked(&self.gates);
+            Arc::clone(gates.entry(key.to_owned()).or_insert_with(|| Arc::new(Gate::new(true))))
+        };
+        let mut one_by_one = gate.lock().await;
+        if !*one_by_one {
+            drop(one_by_one);
+            return self.connector.connect(url, proxy, options).await;
+        }
+        if let Some(connection) = self.take(key).await {
+            return Ok(connection);
+        }
+        let opened = self.connector.connect(url, proxy, options).await;
+        match &opened {
+            Ok(Connection::Http2(sender)) => {
+                self.give_back(key, Connection::Http2(sender.clone()));
+            }
+            // A server that does not answer costs everybody's time at once, not in turn.
+            _ => *one_by_one = false,
+        }
+        opened
+    }
+
+    /// No further request goes over the server's HTTP/2 connection.
+    fn forget(&self, key: &str) {
+        if let Some(of_server) = locked(&self.idle).get_mut(key) {
+            of_server.retain(|connection| matches!(connection, Connection::Http1(_)));
+        }
+    }
+
+    fn give_back(&self, key: &str, connection: Connection) {
         let mut idle = locked(&self.idle);
         match idle.get_mut(key) {
             Some(of_server) => of_server.push(connection),
@@ -267,6 +324,25 @@ fn is_stale(error: &hyper::Error) -> bool {
         || from_hyper("", error).kind == Kind::Connection
 }
 
+/// Whether an HTTP/2 server says that it has not looked at the request (RFC 9113, 8.7).
+fn is_refused(error: &hyper::Error) -> bool {
+    reason(error) == Some(h2::Reason::REFUSED_STREAM) || is_leaving(error)
+}
+
+/// Whether it takes no further requests on this connection.
+fn is_leaving(error: &hyper::Error) -> bool {
+    http2_cause(error).is_some_and(h2::Error::is_go_away)
+        && reason(error) == Some(h2::Reason::NO_ERROR)
+}
+
+fn reason(error: &hyper::Error) -> Option<h2::Reason> {
+    http2_cause(error).and_then(h2::Error::reason)
+}
+
+fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error).and_then(|cause| cause.downcast_ref())
+}
+
 fn silence(options: &Options) -> Error {
     let seconds = options.idle_timeout.as_secs_f64();
     Error::new(Kind::Timeout, format!("nothing came from the server for {seconds} s"))
@@ -287,7 +363,7 @@ fn request(
 ) -> Result<Request<NoBody>> {
     let mut headers = headers.clone();
     let is_http2 = matches!(connection, Connection::Http2(_));
-    let plain_proxy = proxy.filter(|_| url.scheme() == "http");
+    let plain_proxy = proxy.filter(|proxy| url.scheme() == "http" && proxy.is_asked());
     let target = if is_http2 || plain_proxy.is_some() {
         let host = &url[Position::BeforeHost..Position::AfterPort];
         format!("{}://{host}{}", url.scheme(), &url[Position::BeforePath..Position::AfterQuery])
@@ -299,8 +375,8 @@ fn request(
     if !is_http2 && !headers.contains_key(HOST) {
         add(&mut headers, "host", &url[Position::BeforeHost..Position::AfterPort])?;
     }
-    if let Some(value) = plain_proxy.and_then(|proxy| proxy.authorization.as_ref()) {
-        add(&mut headers, "proxy-authorization", value)?;
+    if let Some(value) = plain_proxy.and_then(Proxy::authorization) {
+        add(&mut headers, "proxy-authorization", &value)?;
     }
     let mut request = Request::new(NoBody::new());
     *request.uri_mut() = uri;
@@ -335,6 +411,8 @@ pub struct Answer<'a> {
     /// The URL that answered, after redirects.
     pub url: Url,
     body: Incoming,
+    /// What was read of the body beyond what was asked for: its end, or an error.
+    ahead: Option<Result<Option<Bytes>>>,
     connection: Option<Connection>,
     key: String,
     client: &'a Client,
@@ -343,27 +421,61 @@ pub struct Answer<'a> {
 impl Answer<'_> {
     /// The next piece of the body; None after the last, when the connection is free again.
     pub async fn chunk(&mut self, options: &Options) -> Result<Option<Bytes>> {
-        loop {
-            match timeout(options.idle_timeout, self.body.frame()).await {
-                Err(_) => return Err(silence(options)),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => {}
-                    Ok(data) => return Ok(Some(data)),
-                    // Trailers say nothing about a file.
-                    Err(_) => {}
-                },
-                Ok(Some(Err(error))) => return Err(from_hyper("the transfer broke off", &error)),
-                Ok(None) => {
-                    self.release();
-                    return Ok(None);
-                }
+        let next = match self.ahead.take() {
+            Some(next) => next,
+            None => {
+                let next = poll_fn(|context| self.poll_chunk(context));
+                timeout(options.idle_timeout, next).await.unwrap_or_else(|_| Err(silence(options)))
             }
+        };
+        if matches!(next, Ok(None)) {
+            self.release();
+        }
+        next
+    }
+
+    /// The next pieces of the body into `pieces`; whether there were any. HTTP/2's are small, and those
+    /// that have come are worth one write.
+    pub async fn chunks(&mut self, options: &Options, pieces: &mut Vec<Bytes>) -> Result<bool> {
+        pieces.clear();
+        let Some(first) = self.chunk(options).await? else { return Ok(false) };
+        let mut size = first.len();
+        pieces.push(first);
+        // The waker is of no use: the next call asks again.
+        let mut context = Context::from_waker(Waker::noop());
+        while self.version == Version::HTTP_2 && size < GATHERED {
+            match self.poll_chunk(&mut context) {
+                Poll::Ready(Ok(Some(piece))) => {
+                    size += piece.len();
+                    pieces.push(piece);
+                }
+                Poll::Ready(last) => {
+                    self.ahead = Some(last);
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+        Ok(true)
+    }
+
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
+        loop {
+            return Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                None => Ok(None),
+                Some(Err(error)) => Err(from_hyper("the transfer broke off", &error)),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => Ok(Some(data)),
+                    // Trailers say nothing about a file.
+                    _ => continue,
+                },
+            });
         }
     }
 
     fn release(&mut self) {
         if let Some(connection @ Connection::Http1(_)) = self.connection.take() {
-            self.client.give_back(&self.key, connection, true);
+            self.client.give_back(&self.key, connection);
         }
     }
 
@@ -383,7 +495,6 @@ impl Answer<'_> {
 
     /// Whether nothing of the body is left to come.
     pub fn is_at_end(&self) -> bool {
-        use hyper::body::Body;
         self.body.is_end_stream() || self.length() == Some(0)
     }
 
@@ -394,7 +505,6 @@ impl Answer<'_> {
 
     /// The body's length in bytes, if the server says.
     pub fn length(&self) -> Option<u64> {
-        use hyper::body::Body;
         self.body.size_hint().exact()
     }
 

@@ -9,7 +9,7 @@
 //! | [`segments`] | which bytes are there, coming, or missing |
 //! | [`part`] | what lies on the disk while a file is coming |
 //! | [`exchange`] | one request and its answer: redirects, credentials, cookies |
-//! | [`connect`] | connections: names, proxies, TLS ([`tls`]) |
+//! | [`connect`] | connections: names, proxies ([`socks`]), TLS ([`tls`]) |
 //! | [`digest`] | what digest authentication says |
 //! | [`event`] | what a run tells |
 //! | [`names`], [`checksum`], [`list`], [`metalink`], [`netrc`], [`cookies`], [`proxy`] | what is read |
@@ -42,6 +42,7 @@ pub mod netrc;
 pub mod part;
 pub mod proxy;
 pub mod segments;
+pub mod socks;
 pub mod tls;
 pub mod transfer;
 

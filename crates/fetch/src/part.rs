@@ -6,17 +6,21 @@
 //! when a transfer ends early. It says what the part is a part of, and which bytes of it are there.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use hyper::body::Bytes;
+
 use crate::error::{Error, Result, describe};
 use crate::job::Fsync;
 use crate::segments::{Plan, Ranges};
 
+/// Pieces that the system takes in one write.
+const MOST_SLICES: usize = 1024;
 const HEADING: &str = "rondel download state 1";
 
 /// The files' names for a target.
@@ -268,15 +272,17 @@ impl Sink {
     /// Write at an offset; `written` hears of every piece, also of those before an error.
     pub fn write(
         &self,
-        mut data: &[u8],
+        pieces: &[Bytes],
         mut offset: u64,
         mut written: impl FnMut(u64),
     ) -> Result<()> {
-        while !data.is_empty() {
-            match self.file.write_at(data, offset) {
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let mut rest = &mut slices[..];
+        while !rest.is_empty() {
+            match write_vectored_at(&self.file, rest, offset) {
                 Ok(0) => return Err(cannot_write(&self.path, &ErrorKind::WriteZero.into())),
                 Ok(count) => {
-                    data = &data[count..];
+                    IoSlice::advance_slices(&mut rest, count);
                     offset += count as u64;
                     written(count as u64);
                 }
@@ -286,6 +292,19 @@ impl Sink {
         }
         Ok(())
     }
+}
+
+fn write_vectored_at(file: &File, slices: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+    if let [slice] = slices {
+        return file.write_at(slice, offset);
+    }
+    let most = slices.len().min(MOST_SLICES);
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let count = libc::c_int::try_from(most).map_err(io::Error::other)?;
+    // SAFETY: an IoSlice is laid out as an iovec; `count` of them, and what they point to, are borrowed,
+    // and the descriptor is open as long as `file` is.
+    let written = unsafe { libc::pwritev(file.as_raw_fd(), slices.as_ptr().cast(), count, offset) };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
 /// Write a whole small file under the part's name and give it the target's.

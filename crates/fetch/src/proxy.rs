@@ -2,6 +2,11 @@
 
 use url::{Host, Url};
 
+use crate::socks::Socks;
+
+/// Where SOCKS proxies listen unless the URL says.
+const SOCKS_PORT: u16 = 1080;
+
 /// The proxies of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
@@ -18,31 +23,59 @@ pub struct Proxy {
     pub host: String,
     /// Its port.
     pub port: u16,
-    /// Whether TLS is spoken to the proxy itself.
-    pub tls: bool,
-    /// The Proxy-Authorization header.
-    pub authorization: Option<String>,
+    /// What is spoken to it.
+    pub kind: ProxyKind,
+    /// The user and the password for it.
+    pub credentials: Option<(String, String)>,
+}
+
+/// What is spoken to a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyKind {
+    /// HTTP.
+    Http,
+    /// HTTP, within TLS.
+    Https,
+    /// SOCKS.
+    Socks(Socks),
 }
 
 impl Proxy {
-    /// Read `http://user:password@host:port`; the scheme may be missing. The error is a sentence.
+    /// Read `http://user:password@host:port`, or the like with https, socks4, socks4a, socks5 or
+    /// socks5h; the scheme may be missing. The error is a sentence.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |why: String| format!("cannot use the proxy {text:?}: {why}");
         let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let url = Url::parse(&full).map_err(|error| wrong(error.to_string()))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(wrong(format!(
-                "only http and https proxies are known, not {}",
-                url.scheme()
-            )));
-        }
-        let host = url.host_str().ok_or_else(|| wrong("it has no host".into()))?;
+        let kind = match (url.scheme(), Socks::of_scheme(url.scheme())) {
+            (_, Some(socks)) => ProxyKind::Socks(socks),
+            ("http", None) => ProxyKind::Http,
+            ("https", None) => ProxyKind::Https,
+            (other, None) => {
+                return Err(wrong(format!(
+                    "only http, https and SOCKS proxies are known, not {other}"
+                )));
+            }
+        };
+        let host = url.host_str().filter(|host| !host.is_empty());
+        let host = host.ok_or_else(|| wrong("it has no host".into()))?;
+        let usual = if matches!(kind, ProxyKind::Socks(_)) { SOCKS_PORT } else { 80 };
         Ok(Self {
             host: host.trim_matches(['[', ']']).to_owned(),
-            port: url.port_or_known_default().unwrap_or(80),
-            tls: url.scheme() == "https",
-            authorization: of_url(&url).map(|(user, password)| basic(&user, &password)),
+            port: url.port_or_known_default().unwrap_or(usual),
+            kind,
+            credentials: of_url(&url),
         })
+    }
+
+    /// Whether URLs without TLS are asked of the proxy itself, in full.
+    pub fn is_asked(&self) -> bool {
+        !matches!(self.kind, ProxyKind::Socks(_))
+    }
+
+    /// The Proxy-Authorization header.
+    pub fn authorization(&self) -> Option<String> {
+        self.credentials.as_ref().map(|(user, password)| basic(user, password))
     }
 }
 
@@ -181,13 +214,18 @@ mod tests {
         }
         let url = Url::parse("http://a/").unwrap();
         assert_eq!(
-            found.find(&url).unwrap().authorization.as_deref(),
+            found.find(&url).unwrap().authorization().as_deref(),
             Some(basic("u", "p@").as_str())
         );
         assert!(proxies(&[("HTTP_PROXY", "http://x")]).find(&url).is_none());
         assert!(proxies(&[("ALL_PROXY", "http://x")]).find(&url).is_some());
         assert!(proxies(&[("ALL_PROXY", "http://x"), ("no_proxy", "*")]).find(&url).is_none());
         assert!(Proxy::parse("ftp://x").is_err() && Proxy::parse("http://").is_err());
-        assert!(Proxy::parse("https://p").unwrap().tls);
+        assert_eq!(Proxy::parse("https://p").unwrap().kind, ProxyKind::Https);
+        let socks = Proxy::parse("socks5h://me:s%3A@[::1]").unwrap();
+        assert_eq!((socks.host.as_str(), socks.port), ("::1", 1080));
+        assert_eq!(socks.kind, ProxyKind::Socks(Socks::V5h));
+        assert_eq!(socks.credentials, Some(("me".to_owned(), "s:".to_owned())));
+        assert!(Proxy::parse("socks6://x").is_err() && Proxy::parse("socks5://").is_err());
     }
 }

@@ -58,12 +58,13 @@ how to ask
       --no-netrc         do not read ~/.netrc
       --user-agent TEXT  instead of rondel's own
       --cookies FILE     cookies to send, in Netscape's format
-      --proxy URL        a proxy, http:// or https://; without, what http_proxy, https_proxy,
-                         all_proxy and no_proxy say
+      --proxy URL        a proxy: http://, https://, socks5://, socks5h:// (it looks names up),
+                         socks4:// or socks4a://, with NAME:PASSWORD@ if it asks; without, what
+                         http_proxy, https_proxy, all_proxy and no_proxy say
       --no-proxy         no proxy, whatever the environment says
       --ca-file FILE     trust these certificates instead of the system's
       --insecure         trust any certificate
-      --http1            do not use HTTP/2
+      --http1.1          do not use HTTP/2
       --max-redirects N  redirects to follow (default 20)
 
 where from
@@ -223,7 +224,7 @@ pub fn parse(
                 options.ca_file = Some(PathBuf::from(parser.value().map_err(sentence)?));
             }
             Arg::Long("insecure") => options.insecure = true,
-            Arg::Long("http1") => options.http2 = false,
+            Arg::Long("http1" | "http1.1") => options.http2 = false,
             Arg::Long("max-redirects") => {
                 let value = text(&mut parser)?;
                 options.max_redirects = value
