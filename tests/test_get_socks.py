@@ -1,12 +1,11 @@
 """`rondel get` through SOCKS proxies: versions 4, 4a and 5, who looks names up, passwords."""
 
 import asyncio
-import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from socks_server import SocksServer
 from support import HOST
 from web import LIMIT, Nginx, Odd, files, get
 
@@ -22,13 +21,13 @@ def nginx() -> Iterator[Nginx]:
 
 
 class Proxy(Odd):
-    """A SOCKS server. It alone knows where `NAME` is."""
+    """A SOCKS server in a thread. It alone knows where `NAME` is."""
 
-    def __init__(self, user: str = "", password: str = "") -> None:
+    def __init__(self, credentials: tuple[str, str] | None = None, reply: int = 0) -> None:
         super().__init__(self.unused)
-        self.login = user.encode(), password.encode()
-        #: What it was asked for: version, host, port.
-        self.asked: list[tuple[int, str, int]] = []
+        # The files' server does not listen on the IPv6 address that `localhost` may have.
+        names = {NAME: HOST, "::1": HOST}
+        self.server = SocksServer(credentials, reply, names=names)
 
     async def unused(self, _request: object) -> None:
         raise NotImplementedError
@@ -38,132 +37,77 @@ class Proxy(Odd):
         return f"{scheme}://{login}{self.url.removeprefix('http://')}"
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            version = (await reader.readexactly(1))[0]
-            talk = self.version5 if version == 5 else self.version4
-            asked, yes, no = await talk(reader, writer)
-            self.asked.append((version, *asked))
-            host, port = asked
-            try:
-                far = await asyncio.open_connection(HOST if host == NAME else host, port)
-            except OSError:
-                writer.write(no)
-                return
-            writer.write(yes)
-            await asyncio.gather(self.pump(reader, far[1]), self.pump(far[0], writer))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    @staticmethod
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
-    async def version5(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[tuple[str, int], bytes, bytes]:
-        methods = await reader.readexactly((await reader.readexactly(1))[0])
-        wanted = 2 if self.login[0] else 0
-        if wanted not in methods:
-            writer.write(b"\x05\xff")
-            raise ConnectionAbortedError
-        writer.write(bytes([5, wanted]))
-        if wanted:
-            assert await reader.readexactly(1) == b"\x01"
-            user = await reader.readexactly((await reader.readexactly(1))[0])
-            password = await reader.readexactly((await reader.readexactly(1))[0])
-            writer.write(b"\x01\x00" if (user, password) == self.login else b"\x01\x01")
-        assert await reader.readexactly(3) == b"\x05\x01\x00"
-        match await reader.readexactly(1):
-            case b"\x01":
-                host = socket.inet_ntop(socket.AF_INET, await reader.readexactly(4))
-            case b"\x04":
-                host = socket.inet_ntop(socket.AF_INET6, await reader.readexactly(16))
-            case _:
-                host = (await reader.readexactly((await reader.readexactly(1))[0])).decode()
-        (port,) = struct.unpack("!H", await reader.readexactly(2))
-        # Its own address, in two of the three forms that there are.
-        return (host, port), b"\x05\x00\x00\x03\x02me\x00\x50", b"\x05\x04\x00\x01" + bytes(6)
-
-    async def version4(
-        self, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter
-    ) -> tuple[tuple[str, int], bytes, bytes]:
-        assert await reader.readexactly(1) == b"\x01"
-        port, address = struct.unpack("!H4s", await reader.readexactly(6))
-        user = (await reader.readuntil(b"\x00"))[:-1]
-        host = socket.inet_ntop(socket.AF_INET, address)
-        if address[:3] == bytes(3):
-            host = (await reader.readuntil(b"\x00"))[:-1].decode()
-        rejected = b"\x00\x5b" + bytes(6)
-        accepted = b"\x00\x5a" + bytes(6)
-        return (host, port), accepted if user == self.login[0] else rejected, rejected
+        await self.server.serve(reader, writer)
 
 
 def test_every_version_brings_the_file(nginx: Nginx, tmp_path: Path) -> None:
     nginx.file("file", b"content")
-    with Proxy().running() as proxy:
-        assert isinstance(proxy, Proxy)
-        for scheme, host, told in [
-            ("socks5h", NAME, (5, NAME)),
-            ("socks4a", NAME, (4, NAME)),
-            ("socks5", HOST, (5, HOST)),
-            # Looked up here, to addresses of which the proxy reaches one.
-            ("socks5", "localhost", (5, HOST)),
-            ("socks4", "localhost", (4, HOST)),
+    with (proxy := Proxy()).running():
+        for scheme, host, kind in [
+            ("socks5h", NAME, "5 name"),
+            ("socks4a", NAME, "4 name"),
+            ("socks5", HOST, "5 address"),
+            # Looked up here.
+            ("socks5", "localhost", "5 address"),
+            ("socks4", "localhost", "4 address"),
         ]:
             out = tmp_path / f"{scheme}-{host}"
             url = f"http://{host}:{nginx.port}/file"
             result = get("--retries=0", "--proxy", proxy.at(scheme), "-o", out, url, cwd=tmp_path)
             assert result.returncode == 0, (scheme, result.stderr)
             assert files(out) == {"file": b"content"}
-            assert proxy.asked[-1] == (*told, nginx.port)
+            told, place, port = proxy.server.asked[-1]
+            assert (told, port) == (kind, nginx.port)
+            assert place == NAME if host == NAME else place in (HOST, "::1")
 
 
 def test_tls_goes_through_and_the_environment_is_heeded(nginx: Nginx, tmp_path: Path) -> None:
     nginx.file("file", b"content")
-    with Proxy().running() as proxy:
-        assert isinstance(proxy, Proxy)
+    with (proxy := Proxy()).running():
         trust = ("--ca-file", nginx.folder / "ca.pem")
         urls = [f"{nginx.tls_url}/protocol", f"http://{NAME}:{nginx.port}/file"]
         result = get(*trust, *urls, cwd=tmp_path, ALL_PROXY=proxy.at("socks5h"))
         assert result.returncode == 0, result.stderr
         assert files(tmp_path) == {"protocol": b"HTTP/2.0", "file": b"content"}
         # Nobody here looked the names up.
-        assert {host for _, host, _ in proxy.asked} == {"localhost", NAME}
-        asked = len(proxy.asked)
-        direct = get(urls[1].replace(NAME, HOST), "-o", "direct", cwd=tmp_path, no_proxy=HOST)
+        asked = list(proxy.server.asked)
+        assert {host for _, host, _ in asked} == {"localhost", NAME}
+        around = {"ALL_PROXY": proxy.at("socks5h"), "no_proxy": HOST}
+        direct = get(urls[1].replace(NAME, HOST), "-o", "direct", cwd=tmp_path, **around)
         assert direct.returncode == 0
-        assert len(proxy.asked) == asked
+        assert proxy.server.asked == asked
 
 
-def test_passwords_and_failures(nginx: Nginx, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "login", "reply", "status", "why"),
+    [
+        ("socks5", "me:p%3A@", 0, 0, ""),
+        ("socks5", "me:other@", 0, 2, "refuses the name or the password"),
+        ("socks5", "", 0, 2, "refuses to work without"),
+        ("socks5h", "me:p%3A@", 4, 3, "the host is unreachable"),
+        ("socks4", "me@", 0, 0, ""),
+        ("socks4", "me@", 91, 3, "rejected"),
+        ("socks4a", "me@", 93, 2, "refuses the user name"),
+        ("http", "", 0, 3, ""),
+    ],
+)
+def test_passwords_and_failures(
+    nginx: Nginx, tmp_path: Path, scheme: str, login: str, reply: int, status: int, why: str
+) -> None:
     url = nginx.file("file", b"content")
-    with Proxy("me", "p:").running() as proxy:
-        assert isinstance(proxy, Proxy)
+    with (proxy := Proxy(("me", "p:"), reply)).running():
+        through = ("--retries=0", "--timeout=5", "--proxy", proxy.at(scheme, login))
+        result = get(*through, url, "-o", "out", cwd=tmp_path)
+    assert (result.returncode, why in result.stderr) == (status, True), result.stderr
+    assert (tmp_path / "out" / "file").exists() == (status == 0)
+    if scheme == "socks4" and not reply:
+        assert proxy.server.asked == [("4 address me", HOST, nginx.port)]
 
-        def through(scheme: str, login: str, url: str = url) -> tuple[int, str]:
-            arguments = ("--retries=0", "--proxy", proxy.at(scheme, login), "-o", login or "none")
-            result = get(*arguments, url, cwd=tmp_path)
-            return result.returncode, result.stderr
 
-        assert through("socks5", "me:p%3A@")[0] == 0
-        assert through("socks4", "me@")[0] == 0
-        for scheme, login, why in [
-            ("socks5", "me:other@", "refuses the name or the password"),
-            ("socks5", "", "refuses to work without"),
-        ]:
-            status, told = through(scheme, login)
-            assert (status, why in told) == (2, True), told
-        status, told = through("socks4", "you@")
-        assert (status, "rejected" in told) == (3, True), told
-        # Nothing listens there.
-        status, told = through("socks5", "me:p%3A@", "http://127.0.0.1:1/")
-        assert (status, "the host is unreachable" in told) == (3, True), told
-        status, told = through("socks4", "me@", "http://[::1]:1/")
-        assert (status, "SOCKS 4" in told) == (3, True), told
-    closed = get("--retries=0", "--proxy", proxy.at("socks5"), url, cwd=tmp_path)
+def test_what_socks_4_cannot(tmp_path: Path) -> None:
+    with (proxy := Proxy()).running():
+        through = ("--retries=0", "--proxy", proxy.at("socks4"))
+        result = get(*through, "http://[::1]:1/", cwd=tmp_path)
+    assert (result.returncode, "SOCKS 4" in result.stderr) == (3, True), result.stderr
+    closed = get(*through, "http://127.0.0.1:1/", cwd=tmp_path)
     assert (closed.returncode, "the proxy" in closed.stderr) == (3, True), closed.stderr
