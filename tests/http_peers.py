@@ -211,6 +211,30 @@ async def raw_server(answer: bytes | Answer, *, reset: bool = False) -> AsyncIte
             await asyncio.sleep(0.001)
 
 
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Passes on what comes, and the end of it."""
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(proxy: Any, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A server of `proxy.serve`, which notes its tasks in `proxy.serving`; yields its port."""
+    server = await asyncio.start_server(proxy.serve, HOST, 0, ssl=tls)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in list(proxy.serving):
+            task.cancel()
+        while proxy.serving:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)  # for what was closed
+
+
 def lineage(error: BaseException) -> list[str]:
     """The names of an exception's classes, by which programs catch it."""
     return [kind.__name__ for kind in type(error).__mro__]

@@ -7,7 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from support import HOST
+from http_peers import relay, serving
 
 
 class SocksServer:
@@ -46,7 +46,7 @@ class SocksServer:
             place = await handshake(reader, writer)
             if place is not None:
                 above, below = await asyncio.open_connection(*place)
-                await asyncio.gather(_copy(reader, below), _copy(above, writer))
+                await asyncio.gather(relay(reader, below), relay(above, writer))
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -111,25 +111,8 @@ async def _counted(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly((await reader.readexactly(1))[0])
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
-
-
 @contextlib.asynccontextmanager
 async def socks_server(make: Callable[[], SocksServer] = SocksServer) -> AsyncIterator[SocksServer]:
     proxy = make()
-    server = await asyncio.start_server(proxy.serve, HOST, 0)
-    proxy.port = server.sockets[0].getsockname()[1]
-    try:
+    async with serving(proxy) as proxy.port:
         yield proxy
-    finally:
-        server.close()
-        for task in list(proxy.serving):
-            task.cancel()
-        while proxy.serving:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)  # for what was closed

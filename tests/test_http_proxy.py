@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_peers import CLIENTS, lineage, web_server
+from http_peers import CLIENTS, lineage, relay, serving, web_server
 from support import HOST, run_on
 from tls import client_context, server_context
 from yarl import URL
@@ -17,14 +17,6 @@ pytestmark = [
     pytest.mark.usefixtures("no_descriptor_left"),
     pytest.mark.filterwarnings("ignore:The '(proxy_)?auth' parameter is:DeprecationWarning"),
 ]
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
 
 
 class ProxyServer:
@@ -56,7 +48,7 @@ class ProxyServer:
             else:
                 path = url.raw_path_qs.encode()
                 below.write(head.replace(b" " + target, b" " + path, 1))
-            await asyncio.gather(_copy(reader, below), _copy(above, writer))
+            await asyncio.gather(relay(reader, below), relay(above, writer))
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -76,17 +68,9 @@ class ProxyServer:
 async def proxy_server(tls: bool = False) -> AsyncIterator[ProxyServer]:
     proxy = ProxyServer()
     context = server_context() if tls else None
-    server = await asyncio.start_server(proxy.serve, HOST, 0, ssl=context)
-    proxy.url = f"http{'s' if tls else ''}://{HOST}:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with serving(proxy, context) as port:
+        proxy.url = f"http{'s' if tls else ''}://{HOST}:{port}"
         yield proxy
-    finally:
-        server.close()
-        for task in list(proxy.serving):
-            task.cancel()
-        while proxy.serving:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)  # for what was closed
 
 
 async def outcome(client: Any, session: dict[str, Any], url: str, arguments: dict[str, Any]) -> Any:

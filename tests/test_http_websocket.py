@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import random
 import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -464,3 +465,61 @@ def test_much_that_is_not_read(rondel_loop: Any) -> None:
             await runner.cleanup()
 
     run_on(rondel_loop, main, limit=30)
+
+
+def test_masks_and_sizes(rondel_loop: Any) -> None:
+    """Every length around the ends of words and headers arrives as it was sent, both ways."""
+    noise = random.Random(5).randbytes(1 << 20)
+    sizes = [*range(40), 124, 125, 126, 127, 65534, 65535, 65536, 65537, 100_001, 300_003, 1 << 20]
+
+    async def all_sizes(_: Any, socket: Any) -> Any:
+        same = []
+        for size in sizes:
+            await socket.send_bytes(memoryview(noise)[:size])
+            same.append(await socket.receive_bytes() == noise[:size])
+        # Large and small ones that arrive together, of which memory is used again.
+        for size in sizes[::-1]:
+            await socket.send_bytes(noise[:size])
+        same += [await socket.receive_bytes() == noise[:size] for size in sizes[::-1]]
+        return [all(same), len(same)]
+
+    told = same(rondel_loop, all_sizes, max_msg_size=0)
+    assert told[1] == [True, 2 * len(sizes)]
+
+
+def test_fragments_around_control_frames(rondel_loop: Any) -> None:
+    """Large fragments, compressed or not, with pings between them and smaller messages after."""
+    text = "".join(random.Random(9).choices("abcdefgh ü", k=200_000))
+    packer = zlib.compressobj(wbits=-15)
+    packed = (packer.compress(text.encode()) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+    def large(first: int, data: bytes) -> bytes:
+        return bytes([first, 127]) + len(data).to_bytes(8, "big") + data
+
+    def fragments(kind: int, data: bytes) -> bytes:
+        third = len(data) // 3
+        parts = [data[:third], data[third : 2 * third], data[2 * third :]]
+        wire = large(kind, parts[0]) + frame(9, b"1") + large(0, parts[1]) + frame(10, b"2")
+        return wire + large(0x80, parts[2]) + frame(2, b"small") + frame(9, b"3") + frame(1, b"end")
+
+    async def received(_: Any, socket: Any) -> Any:
+        return [await socket.receive() for _ in range(6)]
+
+    async def main() -> None:
+        for compressed in (False, True):
+            extension = b"Sec-WebSocket-Extensions: permessage-deflate\r\n" if compressed else b""
+            wire = fragments(0x41, packed) if compressed else fragments(0x01, text.encode())
+            async with raw_server(sends(wire, extension)) as url:
+                arguments = {"compress": 15 * compressed, "autoping": False}
+                told = [await outcome(client, url, received, arguments) for client in CLIENTS]
+                assert told[1] == told[0]
+                assert [message[2] for message in told[1][1]] == [
+                    b"1",
+                    b"2",
+                    text,
+                    b"small",
+                    b"3",
+                    "end",
+                ]
+
+    run_on(rondel_loop, main)

@@ -164,13 +164,24 @@ async def tunnel(
         below = through.transport
         if below is None:
             raise ConnectionResetError("The proxy closed the connection")
-        name = (key.server_hostname or key.host).rstrip(".")
-        above = await loop.start_tls(below, connection, context, server_hostname=name)
-        if above is not None:
-            connection.connection_made(above)
+        await speak_tls(loop, below, key, connection, context)
     except BaseException:
         through.close()
         raise
+
+
+async def speak_tls(
+    loop: Loop,
+    below: asyncio.WriteTransport,
+    key: ConnectionKey,
+    connection: HttpConnection,
+    context: ssl.SSLContext,
+) -> None:
+    """Speak TLS with the host, over a connection that a proxy has made."""
+    name = (key.server_hostname or key.host).rstrip(".")
+    above = await loop.start_tls(below, connection, context, server_hostname=name)
+    if above is not None:
+        connection.connection_made(above)
 
 
 def _connect_request(proxy: Proxy, host: str, port: int | None) -> CIMultiDict[str]:

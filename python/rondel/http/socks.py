@@ -20,6 +20,7 @@ from yarl import URL
 from .._rondel import HttpConnection
 from .exceptions import ClientProxyConnectionError, InvalidURL
 from .options import BasicAuth
+from .proxy import speak_tls
 
 if TYPE_CHECKING:
     from ..loop import Loop
@@ -122,10 +123,7 @@ async def connect(
             transport.set_protocol(connection)
             connection.connection_made(transport)
             return
-        name = (key.server_hostname or key.host).rstrip(".")
-        above = await loop.start_tls(transport, connection, context, server_hostname=name)
-        if above is not None:
-            connection.connection_made(above)
+        await speak_tls(loop, transport, key, connection, context)
     except BaseException:
         transport.abort()
         raise
