@@ -53,7 +53,7 @@ class Exchange:
         self.payload = payload
         self.chunked = chunked
         #: The body waits for the server's 100 Continue.
-        self.expects = headers.get("Expect", "").lower() == "100-continue"
+        self.expects = "Expect" in headers and headers["Expect"].lower() == "100-continue"
         target = url.raw_path_qs
         if key.proxy is not None and not key.is_ssl and not key.proxy.is_socks:
             target = str(url.with_fragment(None))
