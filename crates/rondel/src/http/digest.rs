@@ -21,6 +21,7 @@ impl Digest {
 
     /// The value of an Authorization field. `own` is a nonce of the client's, new each time.
     #[pyo3(signature = (method, path, body, user, password, own, /))]
+    #[allow(clippy::too_many_arguments)]
     fn answer(
         &self,
         py: Python<'_>,

@@ -2,6 +2,7 @@
 //! masked frames. The refusals' texts are those that programs know from aiohttp.
 
 use std::hash::{BuildHasher, RandomState};
+use std::mem::MaybeUninit;
 
 use super::deflate::{Deflate, Inflate};
 
@@ -19,6 +20,8 @@ const TOO_BIG: u16 = 1009;
 const MAX_LENGTH: u64 = (1 << 63) - 1;
 /// Memory that is made ready for the rest of a frame.
 const MOST_RESERVED: usize = 4 * 1024 * 1024;
+/// Memory that is kept for the next large frame: to get it anew costs more than to fill it.
+const MOST_KEPT: usize = 256 * 1024;
 /// Close codes below 3000 that a peer may send.
 const CLOSE_CODES: [u16; 12] =
     [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014];
@@ -91,6 +94,14 @@ impl Parser {
             self.start = 0;
         }
         self.tail.extend_from_slice(data);
+    }
+
+    /// Takes back the memory of a message.
+    pub fn reuse(&mut self, mut data: Vec<u8>) {
+        if self.tail.capacity() == 0 && data.capacity() <= MOST_KEPT {
+            data.clear();
+            self.tail = data;
+        }
     }
 
     /// The next message that is complete.
@@ -320,15 +331,37 @@ impl Framer {
     }
 }
 
-/// Puts a mask on, or takes it off.
-pub fn apply_mask(data: &mut [u8], mask: [u8; 4]) {
-    let wide: [u8; 16] = std::array::from_fn(|index| mask[index % 4]);
-    let change = |piece: &mut [u8]| {
-        for (byte, mask) in piece.iter_mut().zip(wide) {
+/// Bytes that are masked at once, of which the compiler makes vectors.
+const BLOCK: usize = 64;
+
+fn widened(mask: [u8; 4]) -> [u8; BLOCK] {
+    std::array::from_fn(|index| mask[index % 4])
+}
+
+/// Takes a mask off.
+fn apply_mask(data: &mut [u8], mask: [u8; 4]) {
+    let wide = widened(mask);
+    let mut blocks = data.chunks_exact_mut(BLOCK);
+    for block in blocks.by_ref() {
+        for (byte, mask) in block.iter_mut().zip(&wide) {
             *byte ^= mask;
         }
-    };
-    let mut pieces = data.chunks_exact_mut(wide.len());
-    pieces.by_ref().for_each(change);
-    change(pieces.into_remainder());
+    }
+    for (byte, mask) in blocks.into_remainder().iter_mut().zip(&wide) {
+        *byte ^= mask;
+    }
+}
+
+/// Writes `from`, with a mask put on, to as much memory.
+pub fn copy_masked(to: &mut [MaybeUninit<u8>], from: &[u8], mask: [u8; 4]) {
+    let wide = widened(mask);
+    let (mut to, mut from) = (to.chunks_exact_mut(BLOCK), from.chunks_exact(BLOCK));
+    for (to, from) in to.by_ref().zip(from.by_ref()) {
+        for ((to, from), mask) in to.iter_mut().zip(from).zip(&wide) {
+            to.write(from ^ mask);
+        }
+    }
+    for ((to, from), mask) in to.into_remainder().iter_mut().zip(from.remainder()).zip(&wide) {
+        to.write(from ^ mask);
+    }
 }

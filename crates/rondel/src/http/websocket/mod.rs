@@ -18,10 +18,11 @@ use pyo3::types::{PyBytes, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 
 use self::deflate::Deflate;
-use self::frames::{BINARY, CLOSE, Framer, Message, PING, PONG, Parser, TEXT, apply_mask};
+use self::frames::{BINARY, CLOSE, Framer, Message, PING, PONG, Parser, TEXT, copy_masked};
 use super::connection::Connection;
 use super::wait::{Source, Wait};
 use super::wake;
+use crate::ffi::buffer::bytes_filled_by;
 use crate::ffi::confined::Confined;
 
 /// Bytes of messages that wait, from which on the connection stops reading.
@@ -87,13 +88,17 @@ impl WebSocket {
     }
 
     fn queue_message(&self, py: Python<'_>, message: Message) -> PyResult<()> {
-        let bytes = |data: &[u8]| PyBytes::new(py, data).into_any();
+        let bytes = |data: Vec<u8>| {
+            let object = PyBytes::new(py, &data).into_any();
+            self.parser.get(py).borrow_mut().reuse(data);
+            object
+        };
         let (opcode, size, data, extra) = match message {
             Message::Text(text) => (TEXT, text.len(), PyString::new(py, &text).into_any(), None),
-            Message::RawText(data) => (TEXT, data.len(), bytes(&data), None),
-            Message::Binary(data) => (BINARY, data.len(), bytes(&data), None),
-            Message::Ping(data) => (PING, data.len(), bytes(&data), None),
-            Message::Pong(data) => (PONG, data.len(), bytes(&data), None),
+            Message::RawText(data) => (TEXT, data.len(), bytes(data), None),
+            Message::Binary(data) => (BINARY, data.len(), bytes(data), None),
+            Message::Ping(data) => (PING, data.len(), bytes(data), None),
+            Message::Pong(data) => (PONG, data.len(), bytes(data), None),
             Message::Close(code, text) => {
                 (CLOSE, 0, code.into_pyobject(py)?.into_any(), Some(text))
             }
@@ -139,13 +144,15 @@ impl WebSocket {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let (header, mask, packed) = self.framer.get(py).borrow_mut().header(opcode, data, bits);
         let payload = packed.as_deref().unwrap_or(data);
-        PyBytes::new_with(py, header.len() + payload.len(), |memory| {
+        let size = header.len() + payload.len();
+        bytes_filled_by(py, size, |memory| {
             let (first, rest) = memory.split_at_mut(header.len());
-            first.copy_from_slice(&header);
-            rest.copy_from_slice(payload);
-            apply_mask(rest, mask);
-            Ok(())
-        })
+            first.iter_mut().zip(&header).for_each(|(to, from)| {
+                to.write(*from);
+            });
+            copy_masked(rest, payload, mask);
+            Ok::<_, PyErr>(size)
+        })?
     }
 
     /// The next message, if it has arrived.
