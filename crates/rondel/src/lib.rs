@@ -116,5 +116,5 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(fetch::get_plan, module)?)?;
     pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    ffi::scheduling::install(py)
+    ffi::scheduling::install(&py.get_type::<event_loop::Loop>())
 }

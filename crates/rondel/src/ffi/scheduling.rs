@@ -17,7 +17,7 @@ use pyo3::ffi::{self, Py_ssize_t, PyMethodDef, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 use rondel_reactor::clock;
 
 use super::handle::HandleRef;
@@ -260,6 +260,9 @@ fn enqueue(event_loop: &Bound<'_, Loop>, kind: Kind, call: &Call) -> PyResult<*m
     if !call.context.is_null() {
         check_context(py, call.context)?;
     }
+    if when.is_none() {
+        state.reuse_last(py);
+    }
     // SAFETY: the pointers are live arguments of the call.
     let handle = unsafe {
         HandleRef::new(
@@ -317,7 +320,14 @@ fn time_argument(py: Python<'_>, kind: Kind, time: *mut PyObject) -> PyResult<f6
             };
             return Err(PyTypeError::new_err(message));
         }
-        ffi::PyFloat_AsDouble(time)
+        if ffi::PyFloat_CheckExact(time) != 0 {
+            ffi::PyFloat_AS_DOUBLE(time)
+        } else if ffi::PyLong_CheckExact(time) != 0 {
+            // As below, without a float object in between.
+            ffi::PyLong_AsDouble(time)
+        } else {
+            ffi::PyFloat_AsDouble(time)
+        }
     };
     #[allow(clippy::float_cmp)] // -1.0 exactly is C's sign for "look whether there is an error"
     if given == -1.0
@@ -424,8 +434,10 @@ fn noargs(name: &'static CStr, doc: &'static CStr, function: ffi::PyCFunction) -
     }
 }
 
-/// Puts the raw methods onto the Loop type.
-pub fn install(py: Python<'_>) -> PyResult<()> {
+/// Puts the raw methods onto the Loop type, and later onto a subclass of it: the interpreter calls a method
+/// faster whose type is the object's own, not a base of it.
+pub fn install(loop_type: &Bound<'_, PyType>) -> PyResult<()> {
+    let py = loop_type.py();
     let methods = [
         fast(
             c"call_soon",
@@ -468,7 +480,6 @@ pub fn install(py: Python<'_>) -> PyResult<()> {
             create_future,
         ),
     ];
-    let loop_type = py.get_type::<Loop>();
     // The descriptors keep pointers into this for the type's life, which is the process's.
     for method in Box::leak(Box::new(methods)) {
         // SAFETY: attached; the definition is static and its flags fit its function.
