@@ -2,13 +2,15 @@
 
 import asyncio
 import contextvars
+import gc
 import logging
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import run_turn
+from support import LoopFactory, run_turn
 
 Loop = asyncio.AbstractEventLoop
 
@@ -156,3 +158,107 @@ def test_context_that_is_not_a_context_is_refused(
         (report,) = reported
         assert isinstance(report["exception"], (AttributeError, TypeError))
     assert seen == []
+
+
+@pytest.mark.parametrize("name", ["call_soon", "call_soon_threadsafe"])
+def test_callbacks_of_the_same_context_keep_what_they_change_to_themselves(
+    loop: Loop, name: str
+) -> None:
+    schedule = SCHEDULERS[name]
+    seen: list[str] = []
+
+    def look() -> None:
+        seen.append(var.get())
+
+    def change() -> None:
+        look()
+        var.set("changed")
+        loop.call_soon(look)
+
+    def change_and_reset() -> None:
+        token = var.set("for a moment")
+        look()
+        var.reset(token)
+        look()
+
+    handles = [
+        schedule(loop, step) for step in (look, change, look, change_and_reset, look, change, look)
+    ]
+    for _ in range(2):
+        loop.stop()
+        loop.run_forever()
+    assert seen == [
+        *["default"] * 3,
+        *["for a moment", "default"],
+        *["default"] * 3,
+        *["changed"] * 2,
+    ]
+    # What a callback changed is in its handle's context, and in no other.
+    contexts = [handle._context for handle in handles]
+    found = [context.get(var, "default") for context in contexts]
+    assert found == ["default", "changed", *["default"] * 3, "changed", "default"]
+    assert len({id(context) for context in contexts}) == len(contexts)
+
+
+def test_each_handle_has_a_context_of_its_own(loop: Loop) -> None:
+    handles: list[Any] = [loop.call_soon(lambda: None) for _ in range(3)]
+    first, second, third = (handle._context for handle in handles)
+    assert handles[0]._context is first
+    first.run(var.set, "changed")
+    seen: list[str] = []
+    handles[1].cancel()
+    loop.call_soon(lambda: seen.append(var.get()))
+    run_turn(loop)
+    assert (first[var], second.get(var), third.get(var)) == ("changed", None, None)
+    assert seen == ["default"]
+
+
+class Value(str):
+    """Something that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.parametrize("way", ["run", "cancel", "close"])
+def test_the_values_of_a_context_go_with_the_last_callback(
+    loop_factory: LoopFactory, way: str
+) -> None:
+    loop = loop_factory()
+    value = Value("value")
+    gone = weakref.ref(value)
+    token = var.set(value)
+    handles = [loop.call_soon(lambda: None) for _ in range(3)]
+    timers = [loop.call_later(0, lambda: None) for _ in range(3)]
+    var.reset(token)
+    del value, token
+    if way == "run":
+        run_turn(loop)
+        run_turn(loop)
+    elif way == "cancel":
+        for handle in (*handles, *timers):
+            handle.cancel()
+        run_turn(loop)
+    else:
+        loop.close()
+    assert gone() is not None
+    del handles, timers
+    handle = None
+    gc.collect()
+    assert gone() is None
+    loop.close()
+
+
+def test_collector_sees_through_queued_callbacks_without_handles(
+    loop_factory: LoopFactory,
+) -> None:
+    loop = loop_factory()
+    gone = weakref.ref(loop)
+    token = var.set(Value("value"))
+    held: list[Any] = [loop, var.get()]
+    for _ in range(2000):
+        loop.call_soon(held.append, held)
+    var.reset(token)
+    loop.close()  # drops the callbacks; without it asyncio's loop would warn
+    del loop, held, token
+    gc.collect()
+    assert gone() is None

@@ -3,10 +3,11 @@
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 
-from support import in_thread, run_turn, run_until
+from support import LoopFactory, in_thread, run_turn, run_until
 
 Loop = asyncio.AbstractEventLoop
 
@@ -188,3 +189,43 @@ def test_future_resolved_from_another_thread(loop: Loop) -> None:
 
     with in_thread(caller):
         assert loop.run_until_complete(future) == "resolved"
+
+
+def test_many_callbacks_that_nobody_has_the_handles_of(loop: Loop) -> None:
+    """More than a loop keeps handles for: what each needs is kept in another way."""
+    seen: list[int] = []
+    reported: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _loop, context: reported.append(context))
+    count = 5000
+    kept = {}
+
+    def submit() -> None:
+        for i in range(count):
+            if i % 1000 == 999:
+                loop.call_soon_threadsafe(int, "no number")
+            handle = loop.call_soon_threadsafe(seen.append, i)
+            if i % 100 == 0:
+                kept[i] = handle
+        loop.call_soon_threadsafe(loop.stop)
+
+    with in_thread(submit):
+        pass
+    for handle in kept.values():
+        handle.cancel()
+    loop.run_forever()
+    assert seen == [i for i in range(count) if i not in kept]
+    assert len(reported) == count // 1000
+    for context in reported:
+        assert isinstance(context["exception"], ValueError)
+        assert isinstance(context["handle"], asyncio.Handle)
+
+
+def test_a_loop_drops_queued_callbacks_when_it_is_closed(loop_factory: LoopFactory) -> None:
+    loop = loop_factory()
+    value = bytearray()
+    references = sys.getrefcount(value)
+    for _ in range(2000):
+        loop.call_soon(value.append, 1)
+    assert sys.getrefcount(value) > references
+    loop.close()
+    assert sys.getrefcount(value) == references

@@ -129,6 +129,9 @@ class Loop(Sendfile, asyncio.AbstractEventLoop):
                 )
 
 
+Loop._own_scheduling()
+
+
 def new_event_loop() -> Loop:
     """Make a new event loop; the caller closes it."""
     return Loop()

@@ -1,11 +1,10 @@
-//! Timers: a binary heap on (deadline, sequence number).
+//! Timers: a heap on (deadline, sequence number).
 //!
 //! Equal deadlines come out in the order in which they went in. A timer is cancelled by marking its
 //! value, in constant time and without touching the heap; [`Timers::note_cancelled`] counts such
-//! marks, and when they outnumber the living the heap is rebuilt without them.
-
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+//! marks, and when they outnumber the living the heap is rebuilt without them. Only the one at the
+//! heap's very end leaves it at once ([`Timers::take_last`]): often that is the latest, the time limit
+//! of something that took no time.
 
 /// Heaps smaller than this are not worth compacting (asyncio's figure too).
 const MIN_FOR_COMPACTION: usize = 100;
@@ -14,6 +13,8 @@ const MIN_FOR_COMPACTION: usize = 100;
 const FEW: usize = 64;
 /// Entries that are looked at to guess how many are due.
 const SAMPLE: usize = 32;
+/// Children of each entry: they lie side by side, and the heap is half as high as with two.
+const CHILDREN: usize = 4;
 
 struct Entry<T> {
     deadline: u64,
@@ -21,34 +22,24 @@ struct Entry<T> {
     value: T,
 }
 
-impl<T> PartialEq for Entry<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl<T> Eq for Entry<T> {}
-impl<T> PartialOrd for Entry<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl<T> Ord for Entry<T> {
-    // Reversed: BinaryHeap is a max-heap and the earliest deadline is wanted on top.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.deadline, other.sequence).cmp(&(self.deadline, self.sequence))
+impl<T> Entry<T> {
+    #[inline]
+    fn key(&self) -> (u64, u64) {
+        (self.deadline, self.sequence)
     }
 }
 
 /// Values that become due at a time in nanoseconds on the clock of [`crate::clock`].
 pub struct Timers<T> {
-    heap: BinaryHeap<Entry<T>>,
+    /// No entry comes before its parent, whose index is one less, divided by [`CHILDREN`].
+    heap: Vec<Entry<T>>,
     sequence: u64,
     cancelled: usize,
 }
 
 impl<T> Default for Timers<T> {
     fn default() -> Self {
-        Timers { heap: BinaryHeap::new(), sequence: 0, cancelled: 0 }
+        Timers { heap: Vec::new(), sequence: 0, cancelled: 0 }
     }
 }
 
@@ -57,29 +48,81 @@ impl<T> Timers<T> {
     pub fn push(&mut self, deadline: u64, value: T) {
         self.sequence += 1;
         self.heap.push(Entry { deadline, sequence: self.sequence, value });
+        self.rise(self.heap.len() - 1);
+    }
+
+    /// Moves an entry up to its place.
+    #[inline]
+    fn rise(&mut self, mut at: usize) {
+        while at > 0 {
+            let parent = (at - 1) / CHILDREN;
+            if self.heap[parent].key() <= self.heap[at].key() {
+                return;
+            }
+            self.heap.swap(parent, at);
+            at = parent;
+        }
+    }
+
+    /// Moves an entry down to its place.
+    fn sink(&mut self, mut at: usize) {
+        loop {
+            let first = at * CHILDREN + 1;
+            let last = (first + CHILDREN).min(self.heap.len());
+            let Some(least) = (first..last).min_by_key(|child| self.heap[*child].key()) else {
+                return;
+            };
+            if self.heap[at].key() <= self.heap[least].key() {
+                return;
+            }
+            self.heap.swap(at, least);
+            at = least;
+        }
+    }
+
+    /// Makes a heap of entries in any order.
+    fn rebuild(&mut self, entries: Vec<Entry<T>>) {
+        self.heap = entries;
+        for at in (0..self.heap.len().div_ceil(CHILDREN)).rev() {
+            self.sink(at);
+        }
     }
 
     /// The earliest deadline in nanoseconds.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        self.heap.peek().map(|entry| entry.deadline)
+        self.heap.first().map(|entry| entry.deadline)
     }
 
     /// The value that is due first.
     #[must_use]
     pub fn peek(&self) -> Option<&T> {
-        self.heap.peek().map(|entry| &entry.value)
+        self.heap.first().map(|entry| &entry.value)
     }
 
     /// Takes out the value that is due first.
     pub fn pop(&mut self) -> Option<T> {
-        self.heap.pop().map(|entry| entry.value)
+        let last = self.heap.len().checked_sub(1)?;
+        self.heap.swap(0, last);
+        let entry = self.heap.pop();
+        self.sink(0);
+        entry.map(|entry| entry.value)
+    }
+
+    /// Takes out the value at the heap's end if it is the one.
+    #[inline]
+    pub fn take_last(&mut self, is_it: impl FnOnce(&T) -> bool) -> Option<T> {
+        if is_it(&self.heap.last()?.value) {
+            self.heap.pop().map(|entry| entry.value)
+        } else {
+            None
+        }
     }
 
     /// Takes out every value whose deadline is not after `now`, the earliest first.
     pub fn pop_due(&mut self, now: u64, mut take: impl FnMut(T)) {
         for _ in 0..FEW {
-            match self.heap.peek() {
+            match self.heap.first() {
                 Some(entry) if entry.deadline <= now => {}
                 _ => return,
             }
@@ -91,18 +134,18 @@ impl<T> Timers<T> {
             // To sort them all at once is much faster than to mend the heap for each.
             let (mut due, later): (Vec<_>, Vec<_>) =
                 std::mem::take(&mut self.heap).into_iter().partition(|entry| entry.deadline <= now);
-            self.heap = later.into();
-            due.sort_unstable_by(|a, b| b.cmp(a));
+            self.rebuild(later);
+            due.sort_unstable_by_key(Entry::key);
             due.into_iter().for_each(|entry| take(entry.value));
         }
-        while self.heap.peek().is_some_and(|entry| entry.deadline <= now) {
+        while self.heap.first().is_some_and(|entry| entry.deadline <= now) {
             self.pop().into_iter().for_each(&mut take);
         }
     }
 
     /// A guess, from a sample.
     fn most_are_due(&self, now: u64) -> bool {
-        let entries = self.heap.as_slice();
+        let entries = &self.heap;
         let step = (entries.len() / SAMPLE).max(1);
         let due = entries.iter().step_by(step).filter(|entry| entry.deadline <= now).count();
         due * 2 > SAMPLE
@@ -126,7 +169,7 @@ impl<T> Timers<T> {
         let (dead, alive): (Vec<_>, Vec<_>) = std::mem::take(&mut self.heap)
             .into_iter()
             .partition(|entry| is_cancelled(&entry.value));
-        self.heap = alive.into();
+        self.rebuild(alive);
         dead.into_iter().map(|entry| entry.value).collect()
     }
 
@@ -218,6 +261,23 @@ mod tests {
         assert_eq!(dead.len(), 101);
         assert_eq!(timers.len(), 99);
         assert_eq!(timers.pop(), Some(199));
+    }
+
+    #[test]
+    fn only_the_one_at_the_end_leaves_at_once() {
+        let mut timers = Timers::default();
+        for value in [10, 20, 30] {
+            timers.push(value, value);
+        }
+        assert_eq!(timers.take_last(|value| *value == 20), None);
+        assert_eq!(timers.take_last(|value| *value == 30), Some(30));
+        // The earliest goes to the top, and its parent to the end.
+        timers.push(5, 5);
+        assert_eq!(timers.take_last(|value| *value == 5), None);
+        assert_eq!((timers.len(), timers.alive()), (3, 3));
+        let order: Vec<u64> = std::iter::from_fn(|| timers.pop()).collect();
+        assert_eq!(order, [5, 10, 20]);
+        assert_eq!(timers.take_last(|_| true), None);
     }
 
     #[test]

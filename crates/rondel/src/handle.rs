@@ -37,9 +37,26 @@ pub fn cancel(py: Python<'_>, handle: &HandleRef) -> PyResult<()> {
     }
     handle.mark_cancelled();
     if handle.is_scheduled() {
-        state.timer_cancelled();
+        state.timer_cancelled(handle);
     }
     Ok(())
+}
+
+/// The same, if nothing about it can fail or has to wait: whether it was done.
+#[inline]
+pub fn cancel_plainly(py: Python<'_>, handle: &HandleRef) -> bool {
+    let event_loop = handle.event_loop(py);
+    let state = event_loop.get().state(py);
+    if handle.is_threadsafe() || state.debug.get() {
+        return false;
+    }
+    if !handle.is_cancelled() {
+        handle.mark_cancelled();
+        if handle.is_scheduled() {
+            state.timer_cancelled(handle);
+        }
+    }
+    true
 }
 
 /// `handle.cancel()`: of a callback that is being called, only once it has ended.

@@ -111,7 +111,6 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<status::StatusServer>()?;
     files::install(module)?;
     sync::install(module)?;
-    pools::add_processes(module)?;
     module.add_function(wrap_pyfunction!(resolve::literal_addresses, module)?)?;
     module.add_class::<fetch::Downloads>()?;
     module.add_function(wrap_pyfunction!(fetch::get, module)?)?;
@@ -119,5 +118,5 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::transport::install(py)?;
-    ffi::scheduling::install(py)
+    ffi::scheduling::install(&py.get_type::<event_loop::Loop>())
 }

@@ -186,6 +186,7 @@ pub fn drop_work(state: &State) {
     drop(state.due.take());
     drop(state.events.take());
     state.gathered.clear();
+    state.spare_context.clear();
     drop(state.watched.take());
     drop(state.watching.take());
     drop(state.lasting.take());

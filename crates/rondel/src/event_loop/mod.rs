@@ -54,6 +54,8 @@ use self::sharing::Sharing;
 use crate::errors::os_error;
 use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
+use crate::ffi::queued_call::QueuedCall;
+use crate::ffi::shared_context::Spare;
 use crate::transport::gathering::Gathered;
 use crate::watch::Watching;
 
@@ -66,6 +68,8 @@ pub type OnEvent = fn(&Bound<'_, PyAny>, Readiness) -> PyResult<()>;
 pub enum Ready {
     /// A callback of the program.
     Handle(HandleRef),
+    /// A callback of the program whose handle nobody has.
+    Call(QueuedCall),
     /// A step of native code.
     Step(Py<PyAny>, Step),
 }
@@ -129,6 +133,8 @@ pub struct State {
     pub meter: Arc<Meter>,
     /// Writes that leave together.
     pub gathered: Gathered,
+    /// What callbacks of this turn have run in, and the next one may.
+    pub spare_context: Spare,
     /// Where small reads land before they become `bytes`.
     pub scratch: RefCell<Vec<u8>>,
     /// Where ciphertext lands before it is decrypted.
@@ -199,6 +205,7 @@ impl State {
             left: Cell::new(0),
             meter: Arc::default(),
             gathered: Gathered::default(),
+            spare_context: Spare::default(),
             scratch: RefCell::default(),
             ciphertext: RefCell::default(),
             datagrams: RefCell::default(),
@@ -235,6 +242,23 @@ impl State {
         self.ready.borrow_mut().push_back(Ready::Handle(handle));
     }
 
+    /// Before a handle is made: frees that of the callback that was queued last when memory is short and
+    /// nobody has it. (A loop under test shows its director handles.)
+    #[inline]
+    pub fn reuse_last(&self, py: Python<'_>) {
+        if !HandleRef::none_is_free(py) || self.director.borrow().is_some() {
+            return;
+        }
+        // Dropped after the borrow, and empty.
+        let _emptied = {
+            let mut ready = self.ready.borrow_mut();
+            let Some(last) = ready.back_mut() else { return };
+            let Ready::Handle(handle) = last else { return };
+            let Some(call) = QueuedCall::from_handle(handle) else { return };
+            std::mem::replace(last, Ready::Call(call))
+        };
+    }
+
     /// Queues a step of native code for the next turn.
     pub fn push_step(&self, target: Py<PyAny>, step: Step) {
         self.ready.borrow_mut().push_back(Ready::Step(target, step));
@@ -257,8 +281,14 @@ impl State {
         self.timers.borrow_mut().push(deadline, handle);
     }
 
-    /// A timer in the heap was cancelled: throws such timers out once they are the majority.
-    pub fn timer_cancelled(&self) {
+    /// A timer in the heap was cancelled: throws it out if that costs nothing, and all such timers once
+    /// they are the majority.
+    pub fn timer_cancelled(&self, timer: &HandleRef) {
+        let last = self.timers.borrow_mut().take_last(|last| last.is(timer));
+        if let Some(last) = last {
+            last.set_scheduled(false);
+            return;
+        }
         let dead = {
             let mut timers = self.timers.borrow_mut();
             if !timers.note_cancelled() {
@@ -442,6 +472,7 @@ fn traverse(state: &State, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
     for ready in state.ready.try_borrow().iter().flat_map(|ready| ready.iter()) {
         match ready {
             Ready::Handle(handle) => handle.traverse(visit)?,
+            Ready::Call(call) => call.traverse(visit)?,
             Ready::Step(target, _) => visit.call(target)?,
         }
     }
@@ -464,6 +495,7 @@ fn traverse(state: &State, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
             Source::Native { target: Target::Dormant(_), .. } => {}
         }
     }
+    state.spare_context.traverse(visit)?;
     if let Ok(director) = state.director.try_borrow() {
         visit.call(&*director)?;
     }

@@ -65,6 +65,7 @@ pub fn run(event_loop: &Bound<'_, Loop>, director: &Bound<'_, Rehearsal>) -> PyR
         collect_due(state, director);
         order(state, director, timers)?;
         let result = run_ordered(event_loop, state, director);
+        state.spare_context.clear();
         state.left.set(0);
         result?;
         if state.stopping.get() {
@@ -129,6 +130,7 @@ fn order(state: &State, director: &Bound<'_, Rehearsal>, timers: usize) -> PyRes
         .iter()
         .map(|ready| match ready {
             Ready::Handle(handle) => handle.bind(py).unbind(),
+            Ready::Call(call) => call.callback(py),
             Ready::Step(target, _) => target.clone_ref(py),
         })
         .collect();
@@ -178,6 +180,9 @@ fn run_ordered(
         lanes.borrow_mut().resize(state.ready.borrow().len(), OUTSIDE);
         let result = match ready {
             Ready::Handle(handle) => turn::run_handle(event_loop, state, &handle),
+            Ready::Call(call) => call
+                .into_handle(event_loop)
+                .and_then(|handle| turn::run_handle(event_loop, state, &handle)),
             Ready::Step(target, step) => turn::run_step(event_loop, state, target.bind(py), step),
         };
         lanes.borrow_mut().resize(state.ready.borrow().len(), lane);

@@ -59,7 +59,9 @@ pub fn run_once(
     state: &State,
     ended: &impl Fn() -> PyResult<bool>,
 ) -> PyResult<()> {
-    poll(event_loop.py(), state)?;
+    if !goes_blindly(state) {
+        poll(event_loop.py(), state)?;
+    }
     without_poll(event_loop, state, ended)
 }
 
@@ -73,6 +75,7 @@ pub fn without_poll(
     state.left.set(left);
     state.meter.turn(left);
     let result = run_collected(event_loop, state, ended);
+    state.spare_context.clear();
     if result.is_err() {
         keep_order(state, state.left.take());
     }
@@ -99,11 +102,16 @@ fn run_collected(
     while state.left.get() > 0 {
         let Some(ready) = state.ready.borrow_mut().pop_front() else { break };
         state.left.set(state.left.get() - 1);
-        match ready {
-            Ready::Handle(handle) => run_handle(event_loop, state, &handle)?,
+        let handle = match ready {
+            Ready::Handle(handle) => Some(handle),
+            Ready::Call(call) => Some(call.into_handle(event_loop)?),
             Ready::Step(target, step) => {
                 run_step(event_loop, state, target.bind(py), step)?;
+                None
             }
+        };
+        if let Some(handle) = handle {
+            run_handle(event_loop, state, &handle)?;
         }
         if ended()? {
             return Ok(());
@@ -142,13 +150,19 @@ pub fn run_events(
     Ok(false)
 }
 
+/// Whether the turn does without a poll and a look at the clock.
+#[inline(always)]
+fn goes_blindly(state: &State) -> bool {
+    let blind = state.blind_turns.get();
+    let goes = blind > 0 && is_busy(state);
+    if goes {
+        state.blind_turns.set(blind - 1);
+    }
+    goes
+}
+
 /// Collects events and due timers, waiting for them when nothing else is to do.
 fn poll(py: Python<'_>, state: &State) -> PyResult<()> {
-    let blind = state.blind_turns.get();
-    if blind > 0 && is_busy(state) {
-        state.blind_turns.set(blind - 1);
-        return Ok(());
-    }
     if !is_busy(state) {
         // A signal that came after the last bytecode, while native code sent or received, would not
         // interrupt the wait that comes. Its handler may add callbacks and timers.

@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyContext, PyTuple};
 
 use super::confined::Confined;
+use super::shared_context;
 use crate::event_loop::Loop;
 
 /// Arguments that fit into the object; more go into a tuple.
@@ -27,16 +28,18 @@ const INLINE_ARGS: usize = 3;
 /// Handles kept for reuse.
 const FREE_LIST: usize = 512;
 
-const CANCELLED: u8 = 1;
+pub(super) const CANCELLED: u8 = 1;
 /// The callback is being called: its references must stay.
-const RUNNING: u8 = 2;
+pub(super) const RUNNING: u8 = 2;
 /// A timer that is in the heap.
 const SCHEDULED: u8 = 4;
 /// From call_soon_threadsafe() on Python 3.14+; see [`crate::handle::wait_for_end`].
-const THREADSAFE: u8 = 8;
+pub(super) const THREADSAFE: u8 = 8;
+/// The context is a template that other handles use, too; see [`super::shared_context`].
+pub(super) const SHARED: u8 = 16;
 
 /// How the arguments are stored.
-const ARGS_IN_TUPLE: u8 = u8::MAX;
+pub(super) const ARGS_IN_TUPLE: u8 = u8::MAX;
 
 /// The layout of both types. `ob_base` comes first, as in every Python object.
 #[repr(C)]
@@ -45,22 +48,22 @@ pub struct HandleObject {
     /// The loop; never null, kept until deallocation.
     event_loop: *mut PyObject,
     /// The context to run in; null only after the collector cleared the handle.
-    context: *mut PyObject,
+    pub(super) context: *mut PyObject,
     /// The callable; null when cancelled.
-    callback: *mut PyObject,
+    pub(super) callback: *mut PyObject,
     /// Scratch for PY_VECTORCALL_ARGUMENTS_OFFSET: must lie directly before `args`.
-    spare: *mut PyObject,
+    pub(super) spare: *mut PyObject,
     /// The arguments, or one tuple of them.
-    args: [*mut PyObject; INLINE_ARGS],
+    pub(super) args: [*mut PyObject; INLINE_ARGS],
     /// Debug mode: where the handle was created (a list of frames).
-    source_traceback: *mut PyObject,
+    pub(super) source_traceback: *mut PyObject,
     /// Debug mode: the repr from before cancel() took the callback.
-    repr: *mut PyObject,
+    pub(super) repr: *mut PyObject,
     pub(super) weakrefs: *mut PyObject,
     /// Timers: the time as it was given, in seconds.
     when: f64,
-    nargs: u8,
-    flags: u8,
+    pub(super) nargs: u8,
+    pub(super) flags: u8,
 }
 
 pub(super) static HANDLE_TYPE: AtomicPtr<PyTypeObject> = AtomicPtr::new(ptr::null_mut());
@@ -109,62 +112,73 @@ impl HandleRef {
         context: *mut PyObject,
         when: Option<f64>,
     ) -> PyResult<HandleRef> {
-        // SAFETY: see above for the arguments. The object is fully initialised before it is tracked
-        // or seen by anybody; on failure only what was acquired is given back.
+        // SAFETY: see above for the arguments. What the handle was given so far goes with it on failure.
         unsafe {
-            let context = if context.is_null() {
-                ffi::PyContext_CopyCurrent()
+            let event_loop = Bound::from_borrowed_ptr(py, event_loop).cast_into_unchecked();
+            let handle = HandleRef::empty(&event_loop, when)?;
+            let this = handle.fields();
+            if context.is_null() {
+                let (copy, shared) = shared_context::capture(py);
+                if copy.is_null() {
+                    return Err(PyErr::fetch(py));
+                }
+                (*this).context = copy;
+                (*this).flags = if shared { SHARED } else { 0 };
             } else {
                 ffi::Py_INCREF(context);
-                context
-            };
-            if context.is_null() {
-                return Err(PyErr::fetch(py));
+                (*this).context = context;
             }
-            let mut inline = [ptr::null_mut(); INLINE_ARGS];
-            let stored = if nargs <= INLINE_ARGS {
-                for (i, slot) in inline.iter_mut().enumerate().take(nargs) {
+            if nargs <= INLINE_ARGS {
+                for i in 0..nargs {
                     let arg = *args.add(i);
                     ffi::Py_INCREF(arg);
-                    *slot = arg;
+                    (*this).args[i] = arg;
                 }
-                nargs as u8
+                (*this).nargs = nargs as u8;
             } else {
-                match tuple_of(py, args, nargs) {
-                    Ok(tuple) => inline[0] = tuple.into_ptr(),
-                    Err(error) => {
-                        ffi::Py_DECREF(context);
-                        return Err(error);
-                    }
-                }
-                ARGS_IN_TUPLE
-            };
-            let kind = if when.is_some() { &TIMER_HANDLE_TYPE } else { &HANDLE_TYPE };
-            let object = allocate(py, kind.load(Ordering::Relaxed));
-            let Some(object) = object else {
-                ffi::Py_DECREF(context);
-                for arg in inline {
-                    ffi::Py_XDECREF(arg);
-                }
+                (*this).args[0] = tuple_of(py, args, nargs)?.into_ptr();
+                (*this).nargs = ARGS_IN_TUPLE;
+            }
+            ffi::Py_INCREF(callback);
+            (*this).callback = callback;
+            Ok(handle)
+        }
+    }
+
+    /// A handle without a callback and a context.
+    ///
+    /// # Errors
+    /// `MemoryError`
+    #[inline(always)]
+    pub(super) fn empty(event_loop: &Bound<'_, Loop>, when: Option<f64>) -> PyResult<HandleRef> {
+        let py = event_loop.py();
+        let kind = if when.is_some() { &TIMER_HANDLE_TYPE } else { &HANDLE_TYPE };
+        // SAFETY: attached. The object is initialised here before anybody sees it.
+        unsafe {
+            let Some(object) = allocate(py, kind.load(Ordering::Relaxed)) else {
                 return Err(PyErr::fetch(py));
             };
-            ffi::Py_INCREF(event_loop);
-            ffi::Py_INCREF(callback);
             let this = object.as_ptr();
-            (*this).event_loop = event_loop;
-            (*this).context = context;
-            (*this).callback = callback;
+            (*this).event_loop = event_loop.clone().into_ptr();
+            (*this).context = ptr::null_mut();
+            (*this).callback = ptr::null_mut();
             (*this).spare = ptr::null_mut();
-            (*this).args = inline;
+            (*this).args = [ptr::null_mut(); INLINE_ARGS];
             (*this).source_traceback = ptr::null_mut();
             (*this).repr = ptr::null_mut();
             (*this).weakrefs = ptr::null_mut();
             (*this).when = when.unwrap_or(0.0);
-            (*this).nargs = stored;
+            (*this).nargs = 0;
             (*this).flags = 0;
             // Not tracked: see `Drop`.
             Ok(HandleRef(object))
         }
+    }
+
+    /// Whether a new handle needs new memory.
+    #[inline]
+    pub fn none_is_free(py: Python<'_>) -> bool {
+        FREE.get(py).borrow().is_empty()
     }
 
     /// The same from Rust values; without a context, in a copy of the current one.
@@ -205,19 +219,29 @@ impl HandleRef {
         Some(HandleRef(pointer))
     }
 
+    /// The handle behind `self` of a method, without a reference of its own: never to be dropped.
+    ///
+    /// # Safety
+    /// `object` is a live object of one of the two types.
     #[inline]
-    fn fields(&self) -> *mut HandleObject {
+    pub(super) unsafe fn borrowed(object: *mut PyObject) -> HandleRef {
+        // SAFETY: by this function's contract.
+        HandleRef(unsafe { NonNull::new_unchecked(object.cast()) })
+    }
+
+    #[inline]
+    pub(super) fn fields(&self) -> *mut HandleObject {
         self.0.as_ptr()
     }
 
     #[inline]
-    fn has(&self, flag: u8) -> bool {
+    pub(super) fn has(&self, flag: u8) -> bool {
         // SAFETY: the object is alive while this reference is.
         unsafe { (*self.fields()).flags & flag != 0 }
     }
 
     #[inline]
-    fn set(&self, flag: u8, on: bool) {
+    pub(super) fn set(&self, flag: u8, on: bool) {
         // SAFETY: as in `has`; all accesses happen with the GIL held.
         unsafe {
             if on {
@@ -297,57 +321,6 @@ impl HandleRef {
         }
     }
 
-    /// Calls the callback with its arguments, in the current context.
-    #[inline]
-    fn call(&self, py: Python<'_>) -> PyResult<()> {
-        let this = self.fields();
-        // SAFETY: RUNNING keeps callback and arguments in place during the call, and this reference
-        // keeps the object. `spare` lies before `args`, so the callee may use the slot at -1 as the
-        // flag allows; it puts back what was there.
-        unsafe {
-            if (*this).callback.is_null() {
-                return Ok(());
-            }
-            let nested = self.has(RUNNING);
-            (*this).flags |= RUNNING;
-            let result = if (*this).nargs == ARGS_IN_TUPLE {
-                ffi::PyObject_Call((*this).callback, (*this).args[0], ptr::null_mut())
-            } else {
-                let args = (&raw mut (*this).spare).add(1);
-                ffi::PyObject_Vectorcall(
-                    (*this).callback,
-                    args.cast_const(),
-                    (*this).nargs as usize | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                    ptr::null_mut(),
-                )
-            };
-            if !nested {
-                (*this).flags &= !RUNNING;
-                crate::handle::call_ended(self);
-            }
-            let outcome = if result.is_null() {
-                Err(PyErr::fetch(py))
-            } else {
-                ffi::Py_DECREF(result);
-                Ok(())
-            };
-            if !nested && self.has(CANCELLED) {
-                release_call(this);
-            }
-            outcome
-        }
-    }
-
-    /// Calls the callback in the handle's context. The context is left before anything that the call
-    /// held can go: finalizers may want to enter it.
-    #[inline]
-    pub fn call_in_context(&self, py: Python<'_>) -> PyResult<()> {
-        match self.context(py) {
-            Some(context) => super::context::run_in(&context, || self.call(py)),
-            None => Ok(()),
-        }
-    }
-
     /// The loop that the handle belongs to.
     pub fn event_loop<'py>(&self, py: Python<'py>) -> Bound<'py, Loop> {
         // SAFETY: `event_loop` is never null and always a Loop.
@@ -379,7 +352,26 @@ impl HandleRef {
         }
     }
 
-    /// The context; `None` when the collector took it.
+    /// The context, for a program: nobody else's. `None` when the collector took it.
+    ///
+    /// # Errors
+    /// `MemoryError`
+    pub fn own_context<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyContext>>> {
+        if self.has(SHARED) {
+            // SAFETY: the flag says that the context is a template.
+            unsafe {
+                let own = shared_context::to_own(py, (*self.fields()).context);
+                if own.is_null() {
+                    return Err(PyErr::fetch(py));
+                }
+                (*self.fields()).context = own;
+            }
+            self.set(SHARED, false);
+        }
+        Ok(self.context(py))
+    }
+
+    /// The context; while the callback is being called, the one that it runs in.
     #[inline]
     pub fn context<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyContext>> {
         // SAFETY: the field is null or a live context: whoever makes a handle checks that.
@@ -424,18 +416,30 @@ impl HandleRef {
     /// Shows the handle to the collector on behalf of the object that owns this reference, or what
     /// it holds when the collector does not know of it: then no second owner may show it.
     pub fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
-        // SAFETY: `Option<Py<PyAny>>` is a transparent pointer or null, as these are; the borrows end
-        // with this function and no count is changed.
+        // SAFETY: the object is alive, and what it holds is its own.
         unsafe {
             if ffi::PyObject_GC_IsTracked(self.fields().cast()) != 0 {
-                return visit.call(&*(&raw const self.0).cast::<Option<Py<PyAny>>>());
+                return visit_pointer(self.fields().cast(), visit);
             }
             for field in held(self.fields()) {
-                visit.call(&*(&raw const field).cast::<Option<Py<PyAny>>>())?;
+                visit_pointer(field, visit)?;
             }
         }
         Ok(())
     }
+}
+
+/// Shows an object to the collector.
+///
+/// # Safety
+/// `object` is null or a reference that belongs to who is being traversed.
+pub(super) unsafe fn visit_pointer(
+    object: *mut PyObject,
+    visit: &pyo3::PyVisit<'_>,
+) -> Result<(), pyo3::PyTraverseError> {
+    // SAFETY: `Option<Py<PyAny>>` is a transparent pointer or null; the borrow ends with this function
+    // and no count is changed.
+    unsafe { visit.call(&*(&raw const object).cast::<Option<Py<PyAny>>>()) }
 }
 
 /// What a handle holds; null where there is nothing.
@@ -463,6 +467,21 @@ unsafe fn tuple_of<'py>(
     PyTuple::new(py, items.collect::<Vec<_>>())
 }
 
+/// Drops a reference to a context, which may be that to a template.
+///
+/// # Safety
+/// Attached; the reference is the caller's.
+pub(super) unsafe fn release_context(py: Python<'_>, context: *mut PyObject, shared: bool) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        if shared {
+            shared_context::release(py, context);
+        } else {
+            ffi::Py_XDECREF(context);
+        }
+    }
+}
+
 /// Replaces a field and then drops what was there.
 ///
 /// # Safety
@@ -479,7 +498,7 @@ unsafe fn replace(field: *mut *mut PyObject, value: *mut PyObject) {
 ///
 /// # Safety
 /// Attached; `this` is a live handle that is not running.
-unsafe fn release_call(this: *mut HandleObject) {
+pub(super) unsafe fn release_call(this: *mut HandleObject) {
     // SAFETY: by this function's contract; the fields are empty before any reference is dropped.
     unsafe {
         let callback = ptr::replace(&raw mut (*this).callback, ptr::null_mut());
@@ -523,7 +542,7 @@ pub(super) unsafe extern "C" fn dealloc(object: *mut PyObject) {
             ffi::PyObject_ClearWeakRefs(object);
         }
         release_call(this);
-        ffi::Py_XDECREF((*this).context);
+        release_context(py, (*this).context, (*this).flags & SHARED != 0);
         if !(*this).source_traceback.is_null() || !(*this).repr.is_null() {
             ffi::Py_XDECREF((*this).source_traceback);
             ffi::Py_XDECREF((*this).repr);
@@ -571,7 +590,10 @@ pub(super) unsafe extern "C" fn clear(object: *mut PyObject) -> c_int {
         let this = object.cast::<HandleObject>();
         if (*this).flags & RUNNING == 0 {
             release_call(this);
-            replace(&raw mut (*this).context, ptr::null_mut());
+            let context = ptr::replace(&raw mut (*this).context, ptr::null_mut());
+            let shared = (*this).flags & SHARED != 0;
+            (*this).flags &= !SHARED;
+            release_context(Python::assume_attached(), context, shared);
         }
         0
     }

@@ -4,10 +4,12 @@
 //! | --- | --- |
 //! | [`confined`] | state that is only touched by a thread that is attached to the interpreter |
 //! | [`handle`] | `Handle` and `TimerHandle` as raw objects with a free list and inline arguments |
+//! | `handle_call` | calling what a handle holds, in its context |
 //! | `handle_slots` | the tables through which CPython finds what handles do |
 //! | [`handle_types`] | the types themselves |
 //! | `types` | making such types: the entries of CPython's tables |
 //! | `methods` | raw methods of native types, by CPython's own calling convention |
+//! | [`queued_call`] | a callback that waits without a handle |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
 //! | [`transport`] | a stream transport's write() likewise |
@@ -17,6 +19,7 @@
 //! | [`operation`] | what a stream's coroutine methods return, as a raw object with a free list |
 //! | [`lookup`] | which function a method call would reach |
 //! | [`context`] | entering and leaving `contextvars.Context` |
+//! | [`shared_context`] | one copy of a context for many handles |
 //! | [`socket`] | the descriptor of a Python socket object, as it is now |
 //! | [`openssl`] | OpenSSL behind an `ssl.SSLObject`, without Python between |
 //! | [`audit`] | whether the program listens to audit events |
@@ -30,6 +33,7 @@ pub mod buffer;
 pub mod confined;
 pub mod context;
 pub mod handle;
+mod handle_call;
 mod handle_slots;
 pub mod handle_types;
 #[cfg(target_os = "linux")]
@@ -38,9 +42,11 @@ pub mod lookup;
 mod methods;
 pub mod openssl;
 pub mod operation;
+pub mod queued_call;
 pub mod scheduling;
 #[cfg(target_os = "linux")]
 pub mod shared_buffer;
+pub mod shared_context;
 pub mod socket;
 pub mod stepping;
 mod stop_iteration;

@@ -14,7 +14,7 @@ use pyo3::ffi::{self, Py_ssize_t, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple, PyType};
 use rondel_reactor::clock;
 
 use super::handle::HandleRef;
@@ -233,6 +233,9 @@ fn enqueue(event_loop: &Bound<'_, Loop>, kind: Kind, call: &Call) -> PyResult<*m
     if !call.context.is_null() {
         check_context(py, call.context)?;
     }
+    if when.is_none() {
+        state.reuse_last(py);
+    }
     // SAFETY: the pointers are live arguments of the call.
     let handle = unsafe {
         HandleRef::new(
@@ -290,7 +293,14 @@ fn time_argument(py: Python<'_>, kind: Kind, time: *mut PyObject) -> PyResult<f6
             };
             return Err(PyTypeError::new_err(message));
         }
-        ffi::PyFloat_AsDouble(time)
+        if ffi::PyFloat_CheckExact(time) != 0 {
+            ffi::PyFloat_AS_DOUBLE(time)
+        } else if ffi::PyLong_CheckExact(time) != 0 {
+            // As below, without a float object in between.
+            ffi::PyLong_AsDouble(time)
+        } else {
+            ffi::PyFloat_AsDouble(time)
+        }
     };
     #[allow(clippy::float_cmp)] // -1.0 exactly is C's sign for "look whether there is an error"
     if given == -1.0
@@ -368,8 +378,9 @@ unsafe extern "C" fn create_future(slf: *mut PyObject, _unused: *mut PyObject) -
     }
 }
 
-/// Puts the raw methods onto the Loop type.
-pub fn install(py: Python<'_>) -> PyResult<()> {
+/// Puts the raw methods onto the Loop type, and later onto a subclass of it: the interpreter calls a method
+/// faster whose type is the object's own, not a base of it.
+pub fn install(loop_type: &Bound<'_, PyType>) -> PyResult<()> {
     let methods = [
         fast(
             c"call_soon",
@@ -412,5 +423,5 @@ pub fn install(py: Python<'_>) -> PyResult<()> {
             create_future,
         ),
     ];
-    methods::put(&py.get_type::<Loop>(), methods)
+    methods::put(loop_type, methods)
 }
