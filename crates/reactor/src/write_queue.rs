@@ -11,6 +11,20 @@ use crate::net;
 
 /// Pieces handed to one `writev`; more gain nothing (the kernel's own limit is 1,024).
 const MAX_PIECES: usize = 64;
+/// Several pieces that together are at most so many bytes are copied into one, which costs less than
+/// having the kernel gather them.
+const COPIED: usize = 1024;
+
+/// What came of sending the only chunk of a queue.
+#[derive(Debug)]
+pub enum Only<C> {
+    /// It is sent, and for the caller to drop once it no longer borrows the queue.
+    Sent(C),
+    /// The socket is full; the rest stays queued.
+    Kept,
+    /// There is not exactly one chunk: [`WriteQueue::flush`] is for that.
+    Not,
+}
 
 /// A queue of chunks with its size in bytes.
 #[derive(Debug)]
@@ -62,6 +76,30 @@ impl<C: AsRef<[u8]>> WriteQueue<C> {
         std::mem::take(&mut self.chunks)
     }
 
+    /// Sends the only chunk, which is what most queues hold, if they hold something.
+    ///
+    /// # Errors
+    /// As [`WriteQueue::flush`].
+    #[inline]
+    pub fn send_only(&mut self, fd: RawFd) -> io::Result<Only<C>> {
+        let ([chunk], []) = self.chunks.as_slices() else { return Ok(Only::Not) };
+        match net::send(fd, &chunk.as_ref()[self.sent..]) {
+            Ok(taken) if taken < self.bytes => {
+                self.sent += taken;
+                self.bytes -= taken;
+                Ok(Only::Kept)
+            }
+            Ok(_) => {
+                self.sent = 0;
+                self.bytes = 0;
+                Ok(self.chunks.pop_front().map_or(Only::Kept, Only::Sent))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Only::Kept),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Only::Not),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sends until the queue is empty or the socket is full. Chunks that are done go to `done`, for
     /// the caller to drop once it no longer borrows the queue.
     ///
@@ -102,14 +140,28 @@ impl<C: AsRef<[u8]>> WriteQueue<C> {
         if self.chunks.len() == 1 {
             return send(&[IoSlice::new(&self.chunks[0].as_ref()[self.sent..])]);
         }
+        if self.bytes <= COPIED {
+            let mut copy = [0; COPIED];
+            let mut end = 0;
+            for piece in self.pieces() {
+                copy[end..end + piece.len()].copy_from_slice(piece);
+                end += piece.len();
+            }
+            return send(&[IoSlice::new(&copy[..end])]);
+        }
         let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
         let mut count = 0;
-        for (piece, chunk) in pieces.iter_mut().zip(&self.chunks) {
-            let from = if count == 0 { self.sent } else { 0 };
-            *piece = IoSlice::new(&chunk.as_ref()[from..]);
+        for (place, piece) in pieces.iter_mut().zip(self.pieces()) {
+            *place = IoSlice::new(piece);
             count += 1;
         }
         send(&pieces[..count])
+    }
+
+    /// What is left of each chunk.
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let from = |index| if index == 0 { self.sent } else { 0 };
+        self.chunks.iter().enumerate().map(move |(index, chunk)| &chunk.as_ref()[from(index)..])
     }
 
     /// Forgets `taken` bytes; true when that ended inside a chunk, so the socket is full.
@@ -179,6 +231,39 @@ mod tests {
         let mut got = String::new();
         there.read_to_string(&mut got).unwrap();
         assert_eq!(got, "efgh");
+    }
+
+    #[test]
+    fn the_only_chunk_comes_back_once_it_is_sent_whole() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        let fd = here.as_raw_fd();
+        let mut queue = WriteQueue::default();
+        assert!(matches!(queue.send_only(fd).unwrap(), Only::Not));
+        queue.push(b"abc".to_vec(), 1);
+        assert!(matches!(queue.send_only(fd).unwrap(), Only::Sent(chunk) if chunk == b"abc"));
+        assert!(queue.is_empty());
+
+        let large: Vec<u8> = vec![7; 4 << 20];
+        queue.push(large.clone(), 0);
+        assert!(matches!(queue.send_only(fd).unwrap(), Only::Kept));
+        let left = queue.len();
+        assert!(0 < left && left < large.len());
+        assert!(matches!(queue.send_only(fd).unwrap(), Only::Kept));
+        assert_eq!(queue.len(), left);
+        queue.push(b"end".to_vec(), 0);
+        assert!(matches!(queue.send_only(fd).unwrap(), Only::Not));
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            there.read_to_end(&mut got).unwrap();
+            got
+        });
+        while !queue.is_empty() {
+            queue.flush(fd, &mut Vec::new()).unwrap();
+            std::thread::yield_now();
+        }
+        drop(here);
+        assert_eq!(reader.join().unwrap(), [b"bc", &large[..], b"end"].concat());
     }
 
     #[test]

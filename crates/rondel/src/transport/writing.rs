@@ -7,12 +7,14 @@
 //! the poller says that there is room.
 
 use std::cell::Cell;
+use std::io;
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
 use rondel_reactor::net;
+use rondel_reactor::write_queue::Only;
 
 use super::ending::{fatal_error, lose};
 use super::flow;
@@ -83,15 +85,13 @@ fn submit(
         return warn_lost(py, &stream.conn_lost);
     }
     let mut sent = 0;
-    if may_send_now(stream, py, memory.len()) {
+    if sends_now(this, stream, memory.len()) {
         match net::send(stream.endpoint.fd(py), memory) {
             Ok(count) if count == memory.len() => return Ok(()),
             Ok(count) => sent = count,
             Err(error) if net::is_retry(&error) => {}
             Err(error) => return fatal_error(this, os_error(py, &error), WRITE_ERROR),
         }
-    } else {
-        gather(this, stream);
     }
     let (chunk, sent) = keep(sent);
     stream.queue.borrow_mut().push(chunk, sent);
@@ -139,29 +139,25 @@ pub fn warn_lost(py: Python<'_>, conn_lost: &Cell<u32>) -> PyResult<()> {
     Ok(())
 }
 
-/// Whether a write is to be sent at once rather than gathered.
-fn may_send_now(stream: &Stream, py: Python<'_>, size: usize) -> bool {
+/// Whether a write is to be sent at once. If not, it is gathered: the transport is on the list of those
+/// to flush. (A queue that waits for the poller needs no place there.)
+#[inline]
+fn sends_now(this: &Bound<'_, SocketTransport>, stream: &Stream, size: usize) -> bool {
     let event_loop = stream.event_loop.borrow();
     let Some(event_loop) = &*event_loop else { return true };
-    let state = event_loop.get().state(py);
+    let state = event_loop.get().state(this.py());
     let habit = stream.writes_again(state.meter.callbacks.get());
     if !stream.queue.borrow().is_empty() {
         return false;
     }
     // Outside a run there is no end of a phase to wait for.
-    size >= LARGE || state.thread_id.get().is_none() || !(habit || state.has_more_to_run())
-}
-
-/// Puts the transport onto the list of those to flush. A queue that waits for the poller needs no
-/// place there.
-fn gather(this: &Bound<'_, SocketTransport>, stream: &Stream) {
-    if stream.gathering.get() || !stream.queue.borrow().is_empty() {
-        return;
+    if size >= LARGE || state.thread_id.get().is_none() || !(habit || state.has_more_to_run()) {
+        return true;
     }
-    if let Some(event_loop) = stream.event_loop(this.py()) {
-        stream.gathering.set(true);
-        event_loop.get().state(this.py()).gathered.add(this);
+    if !stream.gathering.replace(true) {
+        state.gathered.add(this);
     }
+    false
 }
 
 /// Asks the protocol to pause when the queue is beyond its limit, after what was only gathered has
@@ -192,10 +188,11 @@ fn resume_protocol_if_needed(this: &Bound<'_, SocketTransport>, stream: &Stream)
     flow::tell(stream.event_loop(py).as_ref(), stream.protocol(py), this, "resume_writing")
 }
 
-/// The socket has room.
+/// The socket has room. What was gathered keeps its place among what leaves together: every event of
+/// a socket that has room says so.
 pub fn ready(this: &Bound<'_, SocketTransport>) -> PyResult<()> {
     let stream = this.get().stream(this.py());
-    if !stream.queue.borrow().is_empty() {
+    if !stream.gathering.get() && !stream.queue.borrow().is_empty() {
         flush(this, stream)?;
     }
     if stream.sending_file.get() { tell_sendfile(stream, this.py()) } else { Ok(()) }
@@ -220,11 +217,7 @@ fn flush(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
     if stream.conn_lost.get() > 0 {
         return Ok(());
     }
-    let Some(event_loop) = stream.event_loop(this.py()) else { return Ok(()) };
-    let gathered = &event_loop.get().state(this.py()).gathered;
-    let fd = stream.endpoint.fd(this.py());
-    let result = gathered.drop_sent(|sent| stream.queue.borrow_mut().flush(fd, sent));
-    if let Err(error) = result {
+    if let Err(error) = send_queued(this.py(), stream) {
         return fatal_error(this, os_error(this.py(), &error), WRITE_ERROR);
     }
     resume_protocol_if_needed(this, stream)?; // which may write again
@@ -240,6 +233,21 @@ fn flush(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
         return fatal_error(this, error, WRITE_ERROR);
     }
     update_hold(this, stream)
+}
+
+fn send_queued(py: Python<'_>, stream: &Stream) -> io::Result<()> {
+    let fd = stream.endpoint.fd(py);
+    let only = stream.queue.borrow_mut().send_only(fd);
+    match only? {
+        Only::Sent(chunk) => drop(chunk),
+        Only::Kept => {}
+        Only::Not => {
+            let Some(event_loop) = stream.event_loop(py) else { return Ok(()) };
+            let gathered = &event_loop.get().state(py).gathered;
+            gathered.drop_sent(|sent| stream.queue.borrow_mut().flush(fd, sent))?;
+        }
+    }
+    Ok(())
 }
 
 fn end_stream(py: Python<'_>, stream: &Stream) -> PyResult<()> {
