@@ -49,6 +49,24 @@ def test_repr(run: Run) -> None:
     run(main)
 
 
+def test_write_takes_one_argument_which_has_a_name(run: Run) -> None:
+    async def main() -> None:
+        async with connected() as (transport, _, peer):
+            write: Any = transport.write
+            for args, names, complaint in [
+                ((), {}, "missing 1 required positional argument: 'data'"),
+                ((), {"text": b""}, "argument 'text'"),
+                ((b"",), {"data": b""}, "multiple values for argument 'data'"),
+                ((b"", b""), {}, "were given"),
+            ]:
+                with pytest.raises(TypeError, match=complaint):
+                    write(*args, **names)
+            write(data=b"by name")
+            assert await read_exactly(peer, 7) == b"by name"
+
+    run(main)
+
+
 def test_attributes_can_be_set(run: Run) -> None:
     async def main() -> None:
         async with connected() as (transport, _, _):

@@ -116,5 +116,6 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(fetch::get_plan, module)?)?;
     pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    ffi::transport::install(py)?;
     ffi::scheduling::install(py)
 }

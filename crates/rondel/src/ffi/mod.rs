@@ -7,8 +7,10 @@
 //! | `handle_slots` | the tables through which CPython finds what handles do |
 //! | [`handle_types`] | the types themselves |
 //! | `types` | making such types: the entries of CPython's tables |
+//! | `methods` | raw methods of native types, by CPython's own calling convention |
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
+//! | [`transport`] | a stream transport's write() likewise |
 //! | `huge_pages` | huge pages for large objects of a worker process |
 //! | `stop_iteration` | raising StopIteration with a value |
 //! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
@@ -33,6 +35,7 @@ pub mod handle_types;
 #[cfg(target_os = "linux")]
 pub mod huge_pages;
 pub mod lookup;
+mod methods;
 pub mod openssl;
 pub mod operation;
 pub mod scheduling;
@@ -42,6 +45,7 @@ pub mod socket;
 pub mod stepping;
 mod stop_iteration;
 mod tasks;
+pub mod transport;
 mod types;
 
 /// Lets PyO3 know that this thread is attached, for code that CPython calls directly.
@@ -60,6 +64,18 @@ pub unsafe fn attached<R>(f: impl FnOnce(pyo3::Python<'_>) -> R) -> R {
 pub fn thread_ident() -> u64 {
     // SAFETY: the call has no precondition.
     unsafe { pyo3::ffi::PyThread_get_thread_ident() }
+}
+
+/// Whether this is the only thread that the interpreter knows of, so that nobody waits for the GIL.
+pub fn is_only_thread(_py: pyo3::Python<'_>) -> bool {
+    // SAFETY: attached, so there is a thread state, and it is alive. A new one is put before those
+    // that there are, so only our own is looked into: another thread's may be freed at any time.
+    unsafe {
+        let mine = pyo3::ffi::PyThreadState_Get();
+        let interpreter = pyo3::ffi::PyThreadState_GetInterpreter(mine);
+        pyo3::ffi::PyInterpreterState_ThreadHead(interpreter) == mine
+            && pyo3::ffi::PyThreadState_Next(mine).is_null()
+    }
 }
 
 /// Whether nobody else has a reference to the object.

@@ -4,23 +4,21 @@
 //! general argument parser that costs a tuple for each call; here the arguments go from the caller's
 //! stack into the handle, and the keyword is found by comparing pointers.
 //!
-//! The methods are put onto the [`Loop`] type as method descriptors, which check that `self` is a
-//! loop before they call.
+//! They are put onto the [`Loop`] type by [`methods`].
 
-use std::ffi::{CStr, c_int};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pyo3::exceptions::PyTypeError;
-use pyo3::ffi::{self, Py_ssize_t, PyMethodDef, PyObject};
+use pyo3::ffi::{self, Py_ssize_t, PyObject};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 use rondel_reactor::clock;
 
 use super::handle::HandleRef;
+use super::methods::{self, fast, guard, noargs};
 use crate::event_loop::Loop;
 
 /// Which of the scheduling methods was called.
@@ -70,31 +68,6 @@ struct Call {
     _owner: Option<Py<PyTuple>>,
 }
 
-/// Runs a raw method's body: errors become the set exception, panics too.
-///
-/// # Safety
-/// Attached; `slf` is a Loop.
-#[inline]
-pub(super) unsafe fn guard(
-    slf: *mut PyObject,
-    body: impl FnOnce(&Bound<'_, Loop>) -> PyResult<*mut PyObject>,
-) -> *mut PyObject {
-    // SAFETY: by this function's contract.
-    let event_loop = unsafe {
-        Bound::from_borrowed_ptr(Python::assume_attached(), slf).cast_into_unchecked::<Loop>()
-    };
-    let outcome = catch_unwind(AssertUnwindSafe(|| body(&event_loop)));
-    let error = match outcome {
-        Ok(Ok(result)) => return result,
-        Ok(Err(error)) => error,
-        Err(payload) => crate::panic_error(&*payload),
-    };
-    // PyO3 counts attachments per thread, and an error may drop references that need the count.
-    // SAFETY: by this function's contract.
-    unsafe { super::attached(|py| error.restore(py)) };
-    ptr::null_mut()
-}
-
 /// # Safety
 /// The arguments of a METH_FASTCALL | METH_KEYWORDS method whose `self` is a Loop.
 #[inline]
@@ -107,7 +80,7 @@ unsafe fn schedule(
 ) -> *mut PyObject {
     // SAFETY: by this function's contract.
     unsafe {
-        guard(slf, |event_loop| {
+        guard::<Loop>(slf, |event_loop| {
             let call = parse(event_loop.py(), kind, args, nargs.unsigned_abs(), kwnames)?;
             enqueue(event_loop, kind, &call)
         })
@@ -366,7 +339,7 @@ unsafe extern "C" fn time(_slf: *mut PyObject, _unused: *mut PyObject) -> *mut P
 unsafe extern "C" fn get_debug(slf: *mut PyObject, _unused: *mut PyObject) -> *mut PyObject {
     // SAFETY: called by a method descriptor of Loop.
     unsafe {
-        guard(slf, |event_loop| {
+        guard::<Loop>(slf, |event_loop| {
             let debug = event_loop.get().state(event_loop.py()).debug.get();
             Ok(ffi::PyBool_FromLong(debug.into()))
         })
@@ -377,7 +350,7 @@ unsafe extern "C" fn create_future(slf: *mut PyObject, _unused: *mut PyObject) -
     static NAMES: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
     // SAFETY: called by a method descriptor of Loop.
     unsafe {
-        guard(slf, |event_loop| {
+        guard::<Loop>(slf, |event_loop| {
             let py = event_loop.py();
             let names =
                 NAMES.get_or_try_init(py, || PyResult::Ok(PyTuple::new(py, ["loop"])?.unbind()))?;
@@ -392,35 +365,6 @@ unsafe extern "C" fn create_future(slf: *mut PyObject, _unused: *mut PyObject) -
             );
             if result.is_null() { Err(PyErr::fetch(py)) } else { Ok(result) }
         })
-    }
-}
-
-const FAST: c_int = ffi::METH_FASTCALL | ffi::METH_KEYWORDS;
-
-fn fast(
-    name: &'static CStr,
-    doc: &'static CStr,
-    function: unsafe extern "C" fn(
-        *mut PyObject,
-        *const *mut PyObject,
-        Py_ssize_t,
-        *mut PyObject,
-    ) -> *mut PyObject,
-) -> PyMethodDef {
-    PyMethodDef {
-        ml_name: name.as_ptr(),
-        ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: function },
-        ml_flags: FAST,
-        ml_doc: doc.as_ptr(),
-    }
-}
-
-fn noargs(name: &'static CStr, doc: &'static CStr, function: ffi::PyCFunction) -> PyMethodDef {
-    PyMethodDef {
-        ml_name: name.as_ptr(),
-        ml_meth: ffi::PyMethodDefPointer { PyCFunction: function },
-        ml_flags: ffi::METH_NOARGS,
-        ml_doc: doc.as_ptr(),
     }
 }
 
@@ -468,19 +412,5 @@ pub fn install(py: Python<'_>) -> PyResult<()> {
             create_future,
         ),
     ];
-    let loop_type = py.get_type::<Loop>();
-    // The descriptors keep pointers into this for the type's life, which is the process's.
-    for method in Box::leak(Box::new(methods)) {
-        // SAFETY: attached; the definition is static and its flags fit its function.
-        let (name, descriptor) = unsafe {
-            let descriptor = ffi::PyDescr_NewMethod(loop_type.as_type_ptr(), &raw mut *method);
-            let name = CStr::from_ptr(method.ml_name);
-            (
-                PyString::new(py, &name.to_string_lossy()),
-                Bound::from_owned_ptr_or_err(py, descriptor)?,
-            )
-        };
-        loop_type.setattr(name, descriptor)?;
-    }
-    Ok(())
+    methods::put(&py.get_type::<Loop>(), methods)
 }

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::scheduling::guard;
+use super::methods::guard;
 use crate::event_loop::{Loop, tasks};
 use crate::imports;
 
@@ -24,7 +24,7 @@ pub(super) unsafe extern "C" fn create_task(
 ) -> *mut PyObject {
     // SAFETY: called by a method descriptor of Loop with these arguments.
     unsafe {
-        guard(slf, |event_loop| {
+        guard::<Loop>(slf, |event_loop| {
             let call = Arguments::new(event_loop.py(), args, nargs.unsigned_abs(), kwnames)?;
             let state = event_loop.get().state(event_loop.py());
             state.check_usable()?;

@@ -332,12 +332,16 @@ fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
 
 /// The loop keeps a transport alive while it reads or has something to send. One that does neither
 /// can only be used by the program: when the program has dropped it, it is closed, with a warning.
+#[inline]
 pub fn update_hold(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<()> {
     let dormant = !stream.is_reading() && stream.queue.borrow().is_empty();
+    if stream.dormant.get() == dormant { Ok(()) } else { change_hold(this, stream, dormant) }
+}
+
+#[cold]
+fn change_hold(this: &Bound<'_, SocketTransport>, stream: &Stream, dormant: bool) -> PyResult<()> {
     let Some(key) = stream.key.get() else { return Ok(()) };
-    if stream.dormant.replace(dormant) == dormant {
-        return Ok(());
-    }
+    stream.dormant.set(dormant);
     let Some(event_loop) = stream.event_loop(this.py()) else { return Ok(()) };
     let how = if dormant {
         Target::Dormant(super::weak_reference(this)?)
@@ -426,10 +430,7 @@ impl SocketTransport {
         reading::resume(slf)
     }
 
-    /// Send data; never blocks, what cannot be sent now is queued.
-    fn write(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        writing::write(slf, data)
-    }
+    // write() is put onto the type by `ffi::transport`.
 
     /// Send the items of an iterable of bytes-like objects in one go.
     fn writelines(slf: &Bound<'_, Self>, list_of_data: &Bound<'_, PyAny>) -> PyResult<()> {
