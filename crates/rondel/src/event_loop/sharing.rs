@@ -11,6 +11,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use pyo3::prelude::*;
 use rondel_reactor::clock;
 
 /// Nanoseconds between two looks at the other threads.
@@ -60,7 +61,7 @@ impl Sharing {
     }
 
     /// What the poll at the time `now` is to do.
-    pub fn offer(&self, now: u64) -> Offer {
+    pub fn offer(&self, py: Python<'_>, now: u64) -> Offer {
         if now.saturating_sub(self.released.get()) >= self.hold.get() {
             return Offer::Release;
         }
@@ -68,6 +69,9 @@ impl Sharing {
             return Offer::Keep;
         }
         self.next_look.set(now + LOOK_INTERVAL);
+        if crate::ffi::is_only_thread(py) {
+            return Offer::Keep;
+        }
         let time = clock::other_threads_ns();
         let before = self.others.get().unwrap_or(time);
         if time.saturating_sub(before) <= AWAKE {
