@@ -104,16 +104,14 @@ pub fn timed(
     })
 }
 
-/// The same for native code, which has no handle; outside debug mode it just runs.
+/// The same for native code, which has no handle.
+#[cold]
 pub fn timed_native(
     event_loop: &Bound<'_, Loop>,
     target: &Bound<'_, PyAny>,
     run: impl FnOnce() -> PyResult<()>,
 ) -> PyResult<()> {
     let state = event_loop.get().state(event_loop.py());
-    if !state.debug.get() {
-        return run();
-    }
     let start = state.own_ns();
     let result = run();
     result.and(log_if_slow(event_loop, target, start))

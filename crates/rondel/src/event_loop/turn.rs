@@ -232,7 +232,7 @@ pub fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) 
         return Ok(true);
     };
     let mut events = state.spare_events.take();
-    let offer = if brief { state.sharing.offer(now) } else { Offer::Release };
+    let offer = if brief { state.sharing.offer(py, now) } else { Offer::Release };
     let result = if offer == Offer::Keep {
         poller.wait(timeout, &mut events)
     } else {
@@ -334,22 +334,35 @@ fn observed(
     target: &Bound<'_, PyAny>,
     run: impl FnOnce() -> PyResult<()>,
 ) -> PyResult<()> {
+    let run = || {
+        if state.debug.get() { debug::timed_native(event_loop, target, run) } else { run() }
+    };
     if state.observed.get() {
-        return watch::watched(event_loop.py(), state, target, || {
-            debug::timed_native(event_loop, target, run)
-        });
+        return watch::watched(event_loop.py(), state, target, run);
     }
-    debug::timed_native(event_loop, target, run)
+    run()
 }
 
 /// Reports what a native callback raised. Stream transports handle their protocols' exceptions
 /// themselves; those of a datagram's protocol come here, as asyncio leaves them to the callback.
+#[inline]
 pub fn report_native(
     event_loop: &Bound<'_, Loop>,
     target: &Bound<'_, PyAny>,
     result: PyResult<()>,
 ) -> PyResult<()> {
-    let Err(error) = result else { return Ok(()) };
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) => report_native_error(event_loop, target, error),
+    }
+}
+
+#[cold]
+fn report_native_error(
+    event_loop: &Bound<'_, Loop>,
+    target: &Bound<'_, PyAny>,
+    error: PyErr,
+) -> PyResult<()> {
     let py = event_loop.py();
     if exceptions::must_propagate(py, &error) {
         return Err(error);

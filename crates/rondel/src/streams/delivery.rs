@@ -55,8 +55,9 @@ fn reader_behind<'py>(
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = protocol.py();
     let property = intern!(py, "_stream_reader");
-    if !lookup::calls(protocol, intern!(py, "data_received"), originals.data_received.bind(py))
-        || !lookup::class_has(protocol, property, originals.stream_reader.bind(py))
+    // First what most protocols that are others' fail.
+    if !lookup::class_has(protocol, property, originals.stream_reader.bind(py))
+        || !lookup::calls(protocol, intern!(py, "data_received"), originals.data_received.bind(py))
     {
         return Ok(None);
     }
@@ -67,20 +68,29 @@ fn reader_behind<'py>(
     }
 }
 
-/// The reader of ours that is to get a transport's data instead of the protocol.
+/// Who is to get a transport's data.
+pub enum Receiver<'py> {
+    /// A reader of ours, instead of the protocol.
+    Reader(Bound<'py, StreamReader>),
+    /// One of asyncio's own, likewise.
+    Stock(Bound<'py, PyAny>),
+    /// The protocol, by its data_received().
+    Protocol,
+}
+
+/// Who is to get the data that `protocol.data_received()` would be given now.
 #[inline]
-pub fn native_reader<'py>(
-    protocol: &Bound<'py, PyAny>,
-) -> PyResult<Option<Bound<'py, StreamReader>>> {
-    let py = protocol.py();
-    let Some(originals) = originals(py)? else { return Ok(None) };
+pub fn receiver<'py>(protocol: &Bound<'py, PyAny>) -> PyResult<Receiver<'py>> {
+    let Some(originals) = originals(protocol.py())? else { return Ok(Receiver::Protocol) };
     match reader_behind(protocol, originals)? {
-        Some(reader) => Ok(as_native(reader, originals)),
-        None => Ok(None),
+        Some(reader) if is_plain_stock(&reader, originals)? => Ok(Receiver::Stock(reader)),
+        Some(reader) => {
+            Ok(as_native(reader, originals).map_or(Receiver::Protocol, Receiver::Reader))
+        }
+        None => Ok(Receiver::Protocol),
     }
 }
 
-#[inline]
 fn as_native<'py>(
     reader: Bound<'py, PyAny>,
     originals: &Originals,
@@ -102,16 +112,24 @@ fn as_native<'py>(
 /// # Errors
 /// Those of the protocol or the reader.
 pub fn data_received(protocol: &Bound<'_, PyAny>, data: Bound<'_, PyBytes>) -> PyResult<()> {
+    give(protocol, &receiver(protocol)?, data)
+}
+
+/// Gives data to a protocol, or to the receiver that was found for it.
+///
+/// # Errors
+/// As [`data_received`].
+#[inline]
+pub fn give(
+    protocol: &Bound<'_, PyAny>,
+    receiver: &Receiver<'_>,
+    data: Bound<'_, PyBytes>,
+) -> PyResult<()> {
     let py = protocol.py();
-    if let Some(originals) = originals(py)?
-        && let Some(reader) = reader_behind(protocol, originals)?
-    {
-        if is_plain_stock(&reader, originals)? && feed_stock(&reader, &data)? {
-            return Ok(());
-        }
-        if let Some(reader) = as_native(reader, originals) {
-            return reader.get().state(py).feed(data);
-        }
+    match receiver {
+        Receiver::Reader(reader) => return reader.get().state(py).feed(data),
+        Receiver::Stock(reader) if feed_stock(reader, &data)? => return Ok(()),
+        Receiver::Stock(_) | Receiver::Protocol => {}
     }
     protocol.call_method1(intern!(py, "data_received"), (data,)).map(drop)
 }

@@ -71,11 +71,21 @@ impl Endpoint {
     /// our back, since the number may be another's by now.
     #[inline]
     pub fn fd(&self, py: Python<'_>) -> RawFd {
+        match &*self.owner.borrow() {
+            Owner::Object(sock) => {
+                if let Some(fd) = sock.native_fd(py) {
+                    return fd;
+                }
+            }
+            _ => return self.number,
+        }
+        self.fd_by_asking(py)
+    }
+
+    #[cold]
+    fn fd_by_asking(&self, py: Python<'_>) -> RawFd {
         let sock = match &*self.owner.borrow() {
-            Owner::Object(sock) => match sock.native_fd(py) {
-                Some(fd) => return fd,
-                None => sock.clone_ref(py),
-            },
+            Owner::Object(sock) => sock.clone_ref(py),
             _ => return self.number,
         };
         sock.fd(py)

@@ -30,7 +30,7 @@ use crate::event_loop::State;
 use crate::ffi::buffer::{View, bytes_filled_by};
 use crate::ffi::context;
 use crate::imports;
-use crate::streams::delivery;
+use crate::streams::delivery::{self, Receiver};
 use crate::streams::reader::{self, StreamReader};
 
 /// The most that a protocol gets in one call (asyncio's figure).
@@ -162,27 +162,27 @@ fn outcome_of(stream: &Stream, received: usize, capacity: usize) -> Outcome {
 
 fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {
     let py = this.py();
-    if let Some(protocol) = stream.protocol(py)
-        && let Some(reader) = delivery::native_reader(&protocol)?
-    {
-        return read_into_reader(this, stream, &reader);
-    }
-    if let Some(protocol) = stream.protocol(py)
-        && let Ok(layer) = protocol.cast_exact::<TlsLayer>()
-        && tls::takes_memory(layer)
-    {
+    let Some(protocol) = stream.protocol(py) else { return Ok(Outcome::Done) };
+    let layer = protocol.cast_exact::<TlsLayer>().ok();
+    if let Some(layer) = layer.filter(|layer| tls::takes_memory(layer)) {
         return read_ciphertext(this, stream, layer);
     }
+    let receiver = match layer {
+        Some(_) => Receiver::Protocol,
+        None => delivery::receiver(&protocol)?,
+    };
+    if let Receiver::Reader(reader) = &receiver {
+        return read_into_reader(this, stream, reader);
+    }
     let Some((data, capacity, cut)) = receive(this, stream)? else { return Ok(Outcome::Done) };
-    let received = data.len()?;
+    let received = data.as_bytes().len();
     if received == 0 {
         return end_of_file(this, stream).map(|()| Outcome::Done);
     }
     stream.read_size.set(next_size(received, capacity));
-    let Some(protocol) = stream.protocol(py) else { return Ok(Outcome::Done) };
-    let called = context::run_in(stream.context.bind(py), || match protocol.cast_exact() {
-        Ok(layer) => tls::received(layer, &data),
-        Err(_) => delivery::data_received(&protocol, data),
+    let called = context::run_in(stream.context.bind(py), || match layer {
+        Some(layer) => tls::received(layer, &data),
+        None => delivery::give(&protocol, &receiver, data),
     });
     if let Err(error) = called {
         fatal_error(this, error, DELIVERY_ERROR)?;
