@@ -4,7 +4,8 @@
 //! callbacks, its events, its timers). What one connection wrote meanwhile then leaves in one system
 //! call, and what many wrote leaves in one go. The former saves calls: HTTP servers write head and body apart. The
 //! latter saves more: every packet on its own wakes a peer that has just gone to sleep, and on a busy
-//! loop that costs the sender as much as the packet.
+//! loop that costs the sender as much as the packet. (On Unix sockets that does not pay: only a connection
+//! that writes several times in a callback is gathered there.)
 //!
 //! On a loop that has nothing else to do, nothing is gathered: a program (a test, usually) may write
 //! and then block until the peer has answered, which asyncio allows.

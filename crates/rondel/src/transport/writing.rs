@@ -150,8 +150,10 @@ fn sends_now(this: &Bound<'_, SocketTransport>, stream: &Stream, size: usize) ->
     if !stream.queue.borrow().is_empty() {
         return false;
     }
+    // A packet on a Unix socket costs so little that its peer had better have it soon.
+    let waits = habit || !stream.endpoint.is_unix() && state.has_more_to_run();
     // Outside a run there is no end of a phase to wait for.
-    if size >= LARGE || state.thread_id.get().is_none() || !(habit || state.has_more_to_run()) {
+    if size >= LARGE || state.thread_id.get().is_none() || !waits {
         return true;
     }
     if !stream.gathering.replace(true) {
