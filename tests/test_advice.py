@@ -8,9 +8,10 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -377,6 +378,22 @@ def test_report_as_text() -> None:
     assert isinstance(report, ScriptReport)
     assert "sleeping" in str(report)
     assert str(report).startswith("I/O-bound and very slow: use asyncio")
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, rondel.ThreadPool])
+def test_pools_that_are_left_are_waited_for_until_they_are_idle(
+    kind: Callable[[int], ThreadPoolExecutor],
+) -> None:
+    other, own = kind(1), kind(1)
+    try:
+        other.submit(threading.get_ident).result()
+        done: list[Future[None]] = []
+        report = sample_script(lambda: done.append(own.submit(time.sleep, 0.3)), str(HERE))
+        assert done[0].done()
+        assert report.wall >= 0.3
+    finally:
+        own.shutdown()
+        other.shutdown()
 
 
 def test_what_a_script_raises_is_raised() -> None:

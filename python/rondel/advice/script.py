@@ -6,7 +6,7 @@ import site
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import CodeType, FrameType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -42,6 +42,9 @@ PLACES: dict[Doing, str] = {
 
 #: Seconds between two looks.
 SAMPLING = 0.002
+
+#: Looks in a row that show a pool's thread without work when there is no more.
+IDLE = 10
 
 #: Functions below this share of the time are not worth a line.
 SHARE = 0.02
@@ -119,8 +122,12 @@ class _Place(NamedTuple):
 class _Watcher:
     """Adds up what the sampler reports."""
 
-    def __init__(self, main: int, folder: str) -> None:
+    def __init__(self, main: int, folder: str, others: Collection[threading.Thread]) -> None:
         self.main = main
+        #: Threads that have nothing to do with the script.
+        self.others = others
+        #: Threads of pools, and at how many looks in a row they have had no work.
+        self.idle: dict[threading.Thread, int] = {}
         self.folder = folder
         self.doing: dict[Doing, float] = {}
         self.places: dict[tuple[CodeType, Doing, bool], _Spent] = {}
@@ -129,21 +136,27 @@ class _Watcher:
     def report(self, seconds: float, held: bool, threads: list[tuple[int, str]]) -> None:
         states = dict(threads)
         frames = sys._current_frames()
+        idle = {}
         for thread in threading.enumerate():
             frame = frames.get(thread.ident or 0)
             state = states.get(thread.native_id or 0)
-            if frame is not None and state is not None:
-                self._add(thread.ident == self.main, frame, state, held, seconds)
+            if frame is None or state is None or thread in self.others:
+                continue
+            if self._add(thread.ident == self.main, frame, state, held, seconds):
+                idle[thread] = self.idle.get(thread, 0) + 1
+        self.idle = idle
 
-    def _add(self, is_main: bool, frame: FrameType, state: str, held: bool, seconds: float) -> None:
+    def _add(self, is_main: bool, frame: FrameType, state: str, held: bool, seconds: float) -> bool:
+        """Add what a thread does; whether it is one of a pool and without work."""
         code, blocks = self._place(frame)
         doing = _classify(state, held, idle=code is None)
         if is_main:
             self.doing[doing] = self.doing.get(doing, 0.0) + seconds
         elif doing == "lock":
-            return  # A pool's thread without work.
+            file = "" if code is None else code.co_filename
+            return is_standard(file) or file.startswith(RONDEL)
         if code is None:
-            return
+            return False
         # The same instruction of the same call, doing the same, has gone on since the last look.
         now = (id(frame), frame.f_lasti, doing)
         begins = self._last.get(is_main) != now
@@ -151,6 +164,7 @@ class _Watcher:
         key = (code, doing, blocks)
         before = self.places.get(key, _Spent(0.0, 0))
         self.places[key] = _Spent(before.seconds + seconds, before.times + begins)
+        return False
 
     def _place(self, innermost: FrameType) -> _Place:
         """Find the innermost function that is the script's own, else a library's."""
@@ -195,18 +209,24 @@ _LOOPS = (
 def sample_script(execute: Callable[[], object], folder: str) -> ScriptReport:
     """Call execute(), which runs the script whose files are in `folder`, and report on it.
 
-    Threads of the script that are no daemons are waited for, as at the end of a program. Raises
-    what the script raises.
+    Threads of the script that are no daemons are waited for, as at the end of a program, those of
+    pools until they have no more work. Raises what the script raises.
     """
-    watcher = _Watcher(threading.get_ident(), folder.rstrip(os.sep) + os.sep)
+    others = {
+        thread for thread in threading.enumerate() if thread is not threading.current_thread()
+    }
+    watcher = _Watcher(threading.get_ident(), folder.rstrip(os.sep) + os.sep, others)
     sampler = Sampler(SAMPLING, watcher.report)
     began, cpu_began = time.perf_counter(), time.process_time()
     sampler.start()
     try:
         execute()
         for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
+            if thread is threading.current_thread() or thread.daemon or thread in others:
+                continue
+            # One look may find a thread between two things.
+            while thread.is_alive() and watcher.idle.get(thread, 0) < IDLE:
+                thread.join(10 * SAMPLING)
     finally:
         sampler.stop()
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu_began
