@@ -188,3 +188,60 @@ def test_gzip_bomb_is_decoded_as_it_is_read(rondel_loop: Any) -> None:
             assert after - before < 50_000  # KiB
 
     run_on(rondel_loop, main)
+
+
+REPEATED: dict[str, list[bytes]] = {
+    "closed": [],
+    "closed twice": [b"close"],
+    "redirect": [b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n"],
+    "endless redirect": [b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"] * 20,
+    "no place": [b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"],
+    "no HTTP": [b"hello there\r\n\r\n"],
+    "cookie": [OK + b"Set-Cookie: a=1\r\nContent-Length: 0\r\n\r\n"],
+    "status": [b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"],
+    "silence": [b""],
+}
+
+
+@pytest.mark.parametrize("checks", [False, True])
+@pytest.mark.parametrize("name", REPEATED)
+def test_what_comes_of_an_equal_request(rondel_loop: Any, name: str, checks: bool) -> None:
+    """The second of equal requests is sent as it was prepared for the first one."""
+
+    async def ask(client: Any) -> Any:
+        requests: list[str] = []
+        answers = list(REPEATED[name])
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                requests.append(head.partition(" HTTP")[0] + ("+" if "Cookie:" in head else ""))
+                answer = OK + b"Content-Length: 2\r\n\r\nok"
+                if len(requests) > 1 and answers:
+                    answer = answers.pop(0)
+                elif name.startswith("closed") and len(requests) == 2:
+                    return
+                if answer == b"close":
+                    return
+                writer.write(answer)
+
+        outcomes = []
+        limit = client.ClientTimeout(total=0.5 if name == "silence" else 20)
+        async with raw_server(serve) as url:
+            jar = client.CookieJar(unsafe=True)
+            session = client.ClientSession(cookie_jar=jar, timeout=limit, raise_for_status=checks)
+            async with session:
+                for _ in range(4):
+                    try:
+                        async with session.get(url) as response:
+                            steps = [step.status for step in response.history]
+                            outcomes.append((response.status, steps, await response.read()))
+                    except (TimeoutError, client.ClientError) as error:
+                        outcomes.append(lineage(error))
+        return outcomes, requests
+
+    async def main() -> None:
+        theirs, ours = [await ask(client) for client in CLIENTS]
+        assert ours == theirs
+
+    run_on(rondel_loop, main)

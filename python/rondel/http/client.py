@@ -21,17 +21,15 @@ from .connector import (
 from .context import RequestContext
 from .cookies import AbstractCookieJar, CookieJar, LooseCookies, plain_cookies
 from .exceptions import (
-    BadHttpMessage,
-    ClientOSError,
     ClientPayloadError,
-    ServerDisconnectedError,
     TooManyRedirects,
 )
 from .formdata import Payload, payload_of
 from .options import DEFAULT_TIMEOUT, BasicAuth, ClientTimeout
+from .repeating import REDIRECTS, Begun
 from .request import Exchange, Headers, merged, prepare
 from .response import ClientResponse, HttpVersion, HttpVersion11
-from .sending import IDEMPOTENT, Sender, bad_message, begin, expired
+from .sending import Sender
 from .urls import full_url, redirected
 
 if TYPE_CHECKING:
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
 RaiseForStatus = bool | Callable[[ClientResponse], Coroutine[Any, Any, None]] | None
 
 _UNSET: Any = object()
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REMEMBERED_URLS = 512
 
 
@@ -213,8 +210,9 @@ class ClientSession:
         _context: RequestContext | None = None,
         _switch: int = 0,
         _tracing: Tracing | None = None,
+        _begun: Begun | None = None,
     ) -> ClientResponse:
-        if self._closed:
+        if self._closed and _begun is None:
             raise RuntimeError("Session is closed")
         if not read_until_eof:
             _refuse(**{"read_until_eof=False": not read_until_eof})
@@ -241,7 +239,9 @@ class ClientSession:
             and not len(self._cookie_jar)
             and self._remembers
         )
-        if remember:
+        if _begun is not None:
+            exchange, deadline, remember = _begun.exchange, _begun.deadline, True
+        elif remember:
             exchange = self._prepared.get((method, str_or_url))  # type: ignore[arg-type]
         if exchange is not None:
             url = exchange.url
@@ -301,35 +301,11 @@ class ClientSession:
                         self._prepared.clear()
                     self._prepared[method, str_or_url] = exchange  # type: ignore[index]
             response = None
-            if remember and not history and not limits.sock_read:
-                connection = self._connector.idle_connection(exchange.key)
-                if connection is not None:
-                    # As a Sender does it, for a request without a body: two coroutines less.
-                    timer = None
-                    if deadline is not None:
-                        timer = self._loop.call_at(deadline, expired, connection)
-                    release = self._connector.release
-                    bodiless = method == "HEAD"
-                    try:
-                        number = begin(
-                            connection, exchange.head, bodiless, False, decode, timer, release
-                        )
-                        try:
-                            head = await connection.response()
-                        except BaseException:
-                            connection.close(number)
-                            raise
-                        response = self.response_class(
-                            self, method, exchange.url, exchange.headers, head, connection, ()
-                        )
-                    except (ClientOSError, ServerDisconnectedError):
-                        # The server may have closed it before it saw the request.
-                        if method not in IDEMPOTENT:
-                            raise
-                        sender = Sender(self, limits, deadline, decode, _switch, _tracing)
-                        sender.again = False
-                    except BadHttpMessage as error:
-                        raise bad_message(exchange, (), error) from error
+            if _begun is not None:
+                response, _begun = _begun.response, None
+                if response is None:
+                    sender = Sender(self, limits, deadline, decode, _switch, _tracing)
+                    sender.again = False
             if response is None:
                 if sender is None:
                     sender = Sender(self, limits, deadline, decode, _switch, _tracing)
@@ -343,7 +319,7 @@ class ClientSession:
                     response = await sender.send(exchange)
             if response._head.has("set-cookie"):
                 self._keep_cookies(response)
-            if not allow_redirects or response.status not in _REDIRECTS:
+            if not allow_redirects or response.status not in REDIRECTS:
                 break
             if _tracing is not None:
                 await _tracing.redirect(response)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .connector import BaseConnector, TCPConnector
+from .repeating import repeat
 from .response import ClientResponse
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class RequestContext(Deferred[ClientResponse]):
     def __init__(
         self, session: ClientSession, method: str, url: str | URL, **arguments: Any
     ) -> None:
+        if not arguments and session.is_plain and type(url) is str:
+            self._coroutine = repeat(session, method, url, self)
+            return
         if session.is_plain and "retry" not in arguments:
             self._coroutine = session._request(method, url, _context=self, **arguments)
             return
