@@ -208,10 +208,7 @@ fn closed_socket(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     Ok(sock)
 }
 
-fn optional_address<'py>(
-    py: Python<'py>,
-    address: Option<&Kept>,
-) -> PyResult<Bound<'py, PyAny>> {
+fn optional_address<'py>(py: Python<'py>, address: Option<&Kept>) -> PyResult<Bound<'py, PyAny>> {
     match address {
         Some(address) => address::to_python(py, &address.full()),
         None => Ok(py.None().into_bound(py)),
