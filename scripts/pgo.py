@@ -128,14 +128,13 @@ def record(python: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         maturin = (environment / "bin" / "maturin", "build", "--release")
         to = ("--interpreter", python, "--out", folder, "--target-dir", ROOT / "target" / "pgo")
-        # Counted in a file that is mapped into memory (%c): servers are killed at their end.
-        counted = flags(f"-Cprofile-generate={folder}", "-Cllvm-args=-runtime-counter-relocation")
+        counted = flags(f"-Cprofile-generate={folder}")
         run(*maturin, *to, "--target", version["host"], **counted)
         [wheel] = Path(folder).glob("*.whl")
         bench = (sys.executable, "benches/run.py", "--python", python, "--wheel", wheel)
         rows = ("--loops", "rondel,bare", "--rounds", "1", "--duration", LOAD, "--no-docs")
         figures = ("--json", Path(folder, "figures.json"))
-        run(*bench, *rows, *figures, LLVM_PROFILE_FILE=str(Path(folder, "%m%c.profraw")))
+        run(*bench, *rows, *figures, LLVM_PROFILE_FILE=str(Path(folder, "%p.profraw")))
         PROFILE.parent.mkdir(exist_ok=True)
         run(merge, "merge", "--sparse", "-o", PROFILE, *sorted(Path(folder).glob("*.profraw")))
     BELONGS.write_text(json.dumps(current(), indent=1) + "\n")
