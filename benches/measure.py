@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 START_TIMEOUT = 15.0
 #: Beyond the measured time, for connecting and for slow loops.
 GRACE = 30.0
-#: An instrumented rondel (scripts/pgo.py) leaves its counts at an orderly end, so there is one for each child.
+#: Each child is given an orderly end, at which an instrumented rondel (scripts/pgo.py) writes.
 COUNTING = "LLVM_PROFILE_FILE" in os.environ
 MICRO_TIMEOUT = 40.0
 POOL_TIMEOUT = 120.0
