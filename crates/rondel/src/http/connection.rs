@@ -20,12 +20,11 @@ use pyo3::types::PyBytes;
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::framing::Framing;
-use super::head::ResponseHead;
 use super::http2::connection::Http2Connection;
-use super::stream::StreamReader;
 use super::wait::{Source, Wait};
+use super::waiting::{Slot, Waiting, slot};
 use super::websocket::WebSocket;
-use super::{Lane, faults, visit_slot, wake};
+use super::{Lane, faults, visit_slot};
 use crate::ffi::confined::Confined;
 use crate::imports;
 
@@ -46,31 +45,18 @@ enum Phase {
     Switched(Vec<u8>),
 }
 
-type Slot = Confined<RefCell<Option<Py<PyAny>>>>;
-
 /// See the module's documentation.
 #[pyclass(frozen, weakref, dict, module = "rondel._rondel", name = "HttpConnection")]
 pub struct Connection {
     event_loop: Py<PyAny>,
-    on_free: Slot,
     transport: Slot,
-    /// The exchange's timer, cancelled at its end.
-    timer: Slot,
-    head_waiter: Slot,
-    room_waiter: Slot,
-    /// A future that is done when the server wants the request's body (100 Continue).
-    go_ahead: Slot,
     phase: Confined<RefCell<Phase>>,
-    /// A head that nobody has taken yet.
-    head: Confined<RefCell<Option<Py<ResponseHead>>>>,
-    /// The body that arrives.
-    body: Confined<RefCell<Option<Py<StreamReader>>>>,
+    /// Of the exchange that is going on; its error is why none is possible any more.
+    waiting: Waiting,
     /// Takes what arrives after a switch of protocols.
-    socket: Confined<RefCell<Option<Py<WebSocket>>>>,
+    socket: Slot<WebSocket>,
     /// Speaks HTTP/2 in this one's place.
-    http2: Confined<RefCell<Option<Py<Http2Connection>>>>,
-    /// Why no exchange is possible any more.
-    error: Slot,
+    http2: Slot<Http2Connection>,
     flags: Confined<Flags>,
 }
 
@@ -93,23 +79,7 @@ struct Flags {
     exchanges: Cell<u64>,
 }
 
-fn slot() -> Slot {
-    Confined::new(RefCell::new(None))
-}
-
 impl Connection {
-    fn slots(&self) -> [&Slot; 7] {
-        [
-            &self.on_free,
-            &self.transport,
-            &self.timer,
-            &self.head_waiter,
-            &self.room_waiter,
-            &self.go_ahead,
-            &self.error,
-        ]
-    }
-
     fn flags<'a>(&'a self, py: Python<'a>) -> &'a Flags {
         self.flags.get(py)
     }
@@ -118,18 +88,13 @@ impl Connection {
         self.transport.get(py).borrow().as_ref().map(|transport| transport.bind(py).clone())
     }
 
-    fn check(&self, py: Python<'_>) -> PyResult<()> {
-        let error = self.error.get(py).borrow().as_ref().map(|error| error.clone_ref(py));
-        error.map_or(Ok(()), |error| Err(PyErr::from_value(error.into_bound(py))))
-    }
-
     /// The head, if it has arrived.
     pub fn take_head(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let head = self.head.get(py).take();
+        let head = self.waiting.head.get(py).take();
         if let Some(head) = head {
             return Ok(Some(head.into_any()));
         }
-        self.check(py)?;
+        self.waiting.check(py)?;
         if matches!(*self.phase.get(py).borrow(), Phase::Head { .. }) {
             return Ok(None);
         }
@@ -137,7 +102,7 @@ impl Connection {
     }
 
     pub fn head_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.new_waiter(py, &self.head_waiter)
+        self.waiting.waiter(py, &self.event_loop, &self.waiting.head_waiter)
     }
 
     /// Whether the transport takes more.
@@ -145,7 +110,7 @@ impl Connection {
     /// # Errors
     /// Why it will never again.
     pub fn has_room(&self, py: Python<'_>) -> PyResult<bool> {
-        self.check(py)?;
+        self.waiting.check(py)?;
         let flags = self.flags(py);
         if flags.closed.get() {
             return Err(faults::disconnected(py));
@@ -154,19 +119,7 @@ impl Connection {
     }
 
     pub fn room_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.new_waiter(py, &self.room_waiter)
-    }
-
-    fn new_waiter(&self, py: Python<'_>, slot: &Slot) -> PyResult<Py<PyAny>> {
-        let future = self.event_loop.call_method0(py, intern!(py, "create_future"))?;
-        let before = slot.get(py).replace(Some(future.clone_ref(py)));
-        wake(py, before)?;
-        Ok(future)
-    }
-
-    fn wake(&self, py: Python<'_>, slot: &Slot) -> PyResult<()> {
-        let waiter = slot.get(py).take();
-        wake(py, waiter)
+        self.waiting.waiter(py, &self.event_loop, &self.waiting.room_waiter)
     }
 
     /// The reader has room again.
@@ -194,10 +147,7 @@ impl Connection {
         if flags.sending.get() {
             flags.keep.set(false);
         }
-        let body = self.body.get(py).take();
-        if let Some(body) = body {
-            body.get().end(py)?;
-        }
+        self.waiting.end(py)?;
         self.resume_reading(py)?;
         self.free(py)
     }
@@ -205,7 +155,7 @@ impl Connection {
     /// The exchange is over: tells whoever lent the connection, once.
     fn free(&self, py: Python<'_>) -> PyResult<()> {
         let flags = self.flags(py);
-        self.cancel_timer(py)?;
+        self.waiting.cancel_timer(py)?;
         if !flags.lent.replace(false) {
             return Ok(());
         }
@@ -215,17 +165,10 @@ impl Connection {
         Ok(())
     }
 
-    fn cancel_timer(&self, py: Python<'_>) -> PyResult<()> {
-        let timer = self.timer.get(py).take();
-        match timer {
-            Some(timer) => timer.call_method0(py, intern!(py, "cancel")).map(drop),
-            None => Ok(()),
-        }
-    }
-
     fn tell(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
-        let on_free = slf.get().on_free.get(py).borrow().as_ref().map(|call| call.clone_ref(py));
+        let on_free =
+            slf.get().waiting.on_free.get(py).borrow().as_ref().map(|call| call.clone_ref(py));
         if let Some(on_free) = on_free {
             on_free.call1(py, (slf,))?;
         }
@@ -242,20 +185,13 @@ impl Connection {
         // A WebSocket's last frame may still be on its way.
         let how = if matches!(phase, Phase::Switched(_)) { "close" } else { "abort" };
         self.flags(py).keep.set(false);
-        if self.error.get(py).borrow().is_none() {
-            let object = crate::errors::exception(py, &error).unbind();
-            self.error.get(py).replace(Some(object));
-        }
         let socket = self.socket.get(py).take();
         if let Some(socket) = socket {
             socket.get().fail(py, &error)?;
         }
-        let body = self.body.get(py).take();
-        if let Some(body) = body {
-            body.get().fail(py, error)?;
-        }
-        self.wake(py, &self.head_waiter)?;
-        self.wake(py, &self.room_waiter)?;
+        self.waiting.fail(py, error)?;
+        self.waiting.wake(py, &self.waiting.head_waiter)?;
+        self.waiting.wake(py, &self.waiting.room_waiter)?;
         self.shut(py, how)?;
         self.free(py)
     }
@@ -311,18 +247,11 @@ impl Connection {
     fn new(event_loop: Py<PyAny>) -> Self {
         Connection {
             event_loop,
-            on_free: slot(),
             transport: slot(),
-            timer: slot(),
-            head_waiter: slot(),
-            room_waiter: slot(),
-            go_ahead: slot(),
             phase: Confined::new(RefCell::new(Phase::Unmade(Vec::new()))),
-            head: Confined::new(RefCell::new(None)),
-            body: Confined::new(RefCell::new(None)),
-            socket: Confined::new(RefCell::new(None)),
-            http2: Confined::new(RefCell::new(None)),
-            error: slot(),
+            waiting: Waiting::new(),
+            socket: slot(),
+            http2: slot(),
             flags: Confined::new(Flags { keep: Cell::new(true), ..Flags::default() }),
         }
     }
@@ -369,7 +298,7 @@ impl Connection {
 
     fn resume_writing(&self, py: Python<'_>) -> PyResult<()> {
         self.flags(py).writing_paused.set(false);
-        self.wake(py, &self.room_waiter)
+        self.waiting.wake(py, &self.waiting.room_waiter)
     }
 
     /// Begin an exchange: send a request's head, and its body if it is part of `data`. Returns its
@@ -400,10 +329,10 @@ impl Connection {
         flags.sending.set(sending);
         flags.decode.set(decode);
         let before = (
-            this.timer.get(py).replace(timer),
-            this.on_free.get(py).replace(on_free),
-            this.head.get(py).take(),
-            this.go_ahead.get(py).take(),
+            this.waiting.timer.get(py).replace(timer),
+            this.waiting.on_free.get(py).replace(on_free),
+            this.waiting.head.get(py).take(),
+            this.waiting.go_ahead.get(py).take(),
         );
         this.phase.get(py).replace(Phase::Head { partial: Vec::new(), bodiless });
         drop(before);
@@ -421,13 +350,12 @@ impl Connection {
     /// `waiter` is done when the server has said 100 Continue (or something else below 200) in the
     /// exchange that is going on.
     fn expect_continue(&self, py: Python<'_>, waiter: Py<PyAny>) {
-        let before = self.go_ahead.get(py).replace(Some(waiter));
-        drop(before);
+        self.waiting.expect_continue(py, waiter);
     }
 
     /// Give what arrives after a switch to a WebSocket.
     fn attach(&self, py: Python<'_>, socket: Py<WebSocket>) -> PyResult<()> {
-        self.check(py)?;
+        self.waiting.check(py)?;
         let rest = match &mut *self.phase.get(py).borrow_mut() {
             Phase::Switched(rest) => std::mem::take(rest),
             _ => return Err(PyRuntimeError::new_err("the protocol was not switched")),
@@ -445,7 +373,7 @@ impl Connection {
 
     /// Send more of the request.
     fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.check(py)?;
+        self.waiting.check(py)?;
         match self.transport(py).filter(|_| !self.flags(py).closed.get()) {
             Some(transport) => transport.call_method1(intern!(py, "write"), (data,)).map(drop),
             None => Err(faults::disconnected(py)),
@@ -522,24 +450,17 @@ impl Connection {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
-        for slot in self.slots() {
-            visit_slot(slot, &visit)?;
-        }
-        visit_slot(&self.head, &visit)?;
-        visit_slot(&self.body, &visit)?;
+        visit_slot(&self.transport, &visit)?;
+        self.waiting.traverse(&visit)?;
         visit_slot(&self.socket, &visit)?;
         visit_slot(&self.http2, &visit)
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        for slot in self.slots() {
-            let object = slot.get(py).take();
-            drop(object);
-        }
-        let head = self.head.get(py).take();
-        let body = self.body.get(py).take();
+        self.waiting.clear(py);
+        let transport = self.transport.get(py).take();
         let socket = self.socket.get(py).take();
         let http2 = self.http2.get(py).take();
-        drop((head, body, socket, http2));
+        drop((transport, socket, http2));
     }
 }

@@ -11,6 +11,7 @@
 //! | [`http2`] | a connection that many exchanges share |
 //! | [`faults`] | the exceptions |
 //! | [`websocket`] | frames of a WebSocket, after the switch of protocols |
+//! | [`waiting`] | what an exchange keeps for those who wait for it |
 //! | [`wait`] | the awaitable of all reads: no Future when what it wants has arrived |
 //!
 //! Bytes come from [`crate::transport`], whose TLS is the program's own `ssl.SSLContext`; what happens
@@ -28,6 +29,7 @@ pub mod http2;
 mod queue;
 pub mod stream;
 pub mod wait;
+mod waiting;
 pub mod websocket;
 
 use std::cell::RefCell;

@@ -86,7 +86,7 @@ impl Connection {
         let used = length - before;
         if head.status < 200 && head.status != 101 {
             self.phase.get(py).replace(Phase::Head { partial: Vec::new(), bodiless });
-            self.wake(py, &self.go_ahead)?;
+            self.waiting.wake(py, &self.waiting.go_ahead)?;
             return Ok(Some(used));
         }
         if self.flags(py).switch.replace(0) == head.status {
@@ -106,7 +106,7 @@ impl Connection {
         self.announce(py, ResponseHead::new(head, body.clone_ref(py)))?;
         if !complete {
             self.phase.get(py).replace(Phase::Body(framing));
-            self.body.get(py).replace(Some(body));
+            self.waiting.body.get(py).replace(Some(body));
         }
         if complete {
             self.finish(py)?;
@@ -117,14 +117,14 @@ impl Connection {
     /// Gives the head to the one who waits now: the connection may be lent again before that task runs.
     fn announce(&self, py: Python<'_>, head: ResponseHead) -> PyResult<()> {
         let head = Py::new(py, head)?;
-        let waiter = self.head_waiter.get(py).take();
+        let waiter = self.waiting.head_waiter.get(py).take();
         match waiter {
             Some(waiter) => {
                 if !waiter.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
                     waiter.call_method1(py, intern!(py, "set_result"), (head,))?;
                 }
             }
-            None => drop(self.head.get(py).replace(Some(head))),
+            None => drop(self.waiting.head.get(py).replace(Some(head))),
         }
         Ok(())
     }
@@ -137,9 +137,9 @@ impl Connection {
         let connection = Some(Lane::Alone(slf.clone().unbind()));
         let body = StreamReader::create(self.event_loop.clone_ref(py), connection, None);
         let body = Py::new(py, body)?;
-        self.body.get(py).replace(Some(body.clone_ref(py)));
+        self.waiting.body.get(py).replace(Some(body.clone_ref(py)));
         self.phase.get(py).replace(Phase::Switched(Vec::new()));
-        self.cancel_timer(py)?;
+        self.waiting.cancel_timer(py)?;
         self.announce(py, ResponseHead::new(head, body))
     }
 
@@ -163,7 +163,8 @@ impl Connection {
         data: &Bound<'_, PyBytes>,
         mut at: usize,
     ) -> PyResult<Option<usize>> {
-        let Some(body) = self.body.get(py).borrow().as_ref().map(|body| body.clone_ref(py)) else {
+        let Some(body) = self.waiting.body.get(py).borrow().as_ref().map(|body| body.clone_ref(py))
+        else {
             return Ok(None);
         };
         let body = body.get();

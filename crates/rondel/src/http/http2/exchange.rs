@@ -8,7 +8,6 @@ use std::cell::{Cell, RefCell};
 use bytes::Bytes;
 use h2::Reason;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use pyo3::{PyTraverseError, PyVisit};
@@ -20,26 +19,16 @@ use crate::ffi::confined::Confined;
 use crate::http::head::{Head, ResponseHead};
 use crate::http::stream::StreamReader;
 use crate::http::wait::{Source, Wait};
-use crate::http::{Lane, faults, visit_slot, wake};
+use crate::http::waiting::Waiting;
+use crate::http::{Lane, faults, wake};
 use crate::imports;
-
-type Slot = Confined<RefCell<Option<Py<PyAny>>>>;
 
 /// See the module's documentation.
 #[pyclass(frozen, weakref, dict, module = "rondel._rondel", name = "Http2Exchange")]
 pub struct Exchange {
     connection: Py<Http2Connection>,
     wire: Confined<RefCell<Wire>>,
-    on_free: Slot,
-    timer: Slot,
-    head_waiter: Slot,
-    room_waiter: Slot,
-    /// Waits for leave to send the request's body.
-    go_ahead: Slot,
-    /// Why there will be no response.
-    error: Slot,
-    head: Confined<RefCell<Option<Py<ResponseHead>>>>,
-    body: Confined<RefCell<Option<Py<StreamReader>>>>,
+    waiting: Waiting,
     flags: Confined<Flags>,
 }
 
@@ -53,10 +42,6 @@ struct Flags {
     arrivals: Cell<u64>,
 }
 
-fn slot() -> Slot {
-    Confined::new(RefCell::new(None))
-}
-
 impl Exchange {
     /// `used`: the connection has had others before.
     pub fn create(connection: Py<Http2Connection>, used: bool) -> Self {
@@ -64,45 +49,22 @@ impl Exchange {
         Exchange {
             connection,
             wire: Confined::new(RefCell::new(Wire::default())),
-            on_free: slot(),
-            timer: slot(),
-            head_waiter: slot(),
-            room_waiter: slot(),
-            go_ahead: slot(),
-            error: slot(),
-            head: Confined::new(RefCell::new(None)),
-            body: Confined::new(RefCell::new(None)),
+            waiting: Waiting::new(),
             flags: Confined::new(flags),
         }
-    }
-
-    fn slots(&self) -> [&Slot; 6] {
-        [
-            &self.on_free,
-            &self.timer,
-            &self.head_waiter,
-            &self.room_waiter,
-            &self.go_ahead,
-            &self.error,
-        ]
     }
 
     fn flags<'a>(&'a self, py: Python<'a>) -> &'a Flags {
         self.flags.get(py)
     }
 
-    fn check(&self, py: Python<'_>) -> PyResult<()> {
-        let error = self.error.get(py).borrow().as_ref().map(|error| error.clone_ref(py));
-        error.map_or(Ok(()), |error| Err(PyErr::from_value(error.into_bound(py))))
-    }
-
     /// The head, if it has arrived.
     pub fn take_head(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let head = self.head.get(py).take();
+        let head = self.waiting.head.get(py).take();
         if let Some(head) = head {
             return Ok(Some(head.into_any()));
         }
-        self.check(py)?;
+        self.waiting.check(py)?;
         match self.flags(py).lent.get() {
             true => Ok(None),
             false => Err(PyRuntimeError::new_err("no response is on its way")),
@@ -110,7 +72,7 @@ impl Exchange {
     }
 
     pub fn head_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.new_waiter(py, &self.head_waiter)
+        self.waiting.waiter(py, self.connection.get().event_loop(), &self.waiting.head_waiter)
     }
 
     /// Whether more of the request is taken.
@@ -118,7 +80,7 @@ impl Exchange {
     /// # Errors
     /// Why it will never again.
     pub fn has_room(&self, py: Python<'_>) -> PyResult<bool> {
-        self.check(py)?;
+        self.waiting.check(py)?;
         if self.flags(py).over.get() {
             return Err(faults::disconnected(py));
         }
@@ -126,15 +88,7 @@ impl Exchange {
     }
 
     pub fn room_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.new_waiter(py, &self.room_waiter)
-    }
-
-    fn new_waiter(&self, py: Python<'_>, slot: &Slot) -> PyResult<Py<PyAny>> {
-        let event_loop = self.connection.get().event_loop();
-        let future = event_loop.call_method0(py, intern!(py, "create_future"))?;
-        let before = slot.get(py).replace(Some(future.clone_ref(py)));
-        wake(py, before)?;
-        Ok(future)
+        self.waiting.waiter(py, self.connection.get().event_loop(), &self.waiting.room_waiter)
     }
 
     /// The reader has room again.
@@ -155,7 +109,7 @@ impl Exchange {
             this.flags(py).arrivals.set(this.flags(py).arrivals.get() + 1);
         }
         if news.informed {
-            let waiter = this.go_ahead.get(py).take();
+            let waiter = this.waiting.go_ahead.get(py).take();
             wake(py, waiter)?;
         }
         if let Some(head) = news.head {
@@ -170,7 +124,7 @@ impl Exchange {
             return Exchange::fail(slf, error);
         }
         if news.room {
-            let waiter = this.room_waiter.get(py).take();
+            let waiter = this.waiting.room_waiter.get(py).take();
             wake(py, waiter)?;
         }
         Ok(())
@@ -192,17 +146,17 @@ impl Exchange {
         let event_loop = self.connection.get().event_loop().clone_ref(py);
         let body = Py::new(py, StreamReader::create(event_loop, lane, decoder))?;
         if !complete {
-            self.body.get(py).replace(Some(body.clone_ref(py)));
+            self.waiting.body.get(py).replace(Some(body.clone_ref(py)));
         }
         let head = Py::new(py, ResponseHead::new(head, body))?;
-        let before = self.head.get(py).replace(Some(head));
+        let before = self.waiting.head.get(py).replace(Some(head));
         drop(before);
-        let waiter = self.head_waiter.get(py).take();
+        let waiter = self.waiting.head_waiter.get(py).take();
         wake(py, waiter)
     }
 
     fn feed(&self, py: Python<'_>, data: Vec<Bytes>) -> PyResult<()> {
-        let body = self.body.get(py).borrow().as_ref().map(|body| body.clone_ref(py));
+        let body = self.waiting.body.get(py).borrow().as_ref().map(|body| body.clone_ref(py));
         let Some(body) = body.filter(|_| !data.is_empty()) else { return Ok(()) };
         let mut too_much = self.flags(py).paused.get();
         for piece in data {
@@ -220,7 +174,7 @@ impl Exchange {
 
     /// What became of the stream, as a program is told.
     fn fault(&self, py: Python<'_>, error: &h2::Error) -> PyErr {
-        if self.body.get(py).borrow().is_some() {
+        if self.waiting.body.get(py).borrow().is_some() {
             return faults::incomplete(py, &error.to_string());
         }
         if error.is_remote() {
@@ -246,7 +200,7 @@ impl Exchange {
         if this.flags(py).over.get() {
             return Ok(());
         }
-        let has_body = this.body.get(py).borrow().is_some();
+        let has_body = this.waiting.body.get(py).borrow().is_some();
         let error = match has_body {
             true => faults::incomplete(py, "The connection was closed"),
             false => faults::disconnected(py),
@@ -256,24 +210,14 @@ impl Exchange {
 
     fn finish(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let body = this.body.get(py).take();
-        if let Some(body) = body {
-            body.get().end(py)?;
-        }
+        this.waiting.end(py)?;
         this.free(slf)
     }
 
     /// The exchange has failed; the connection goes on.
     pub fn fail(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        if this.error.get(py).borrow().is_none() {
-            let object = crate::errors::exception(py, &error).unbind();
-            this.error.get(py).replace(Some(object));
-        }
-        let body = this.body.get(py).take();
-        if let Some(body) = body {
-            body.get().fail(py, error)?;
-        }
+        this.waiting.fail(py, error)?;
         this.free(slf)
     }
 
@@ -290,15 +234,10 @@ impl Exchange {
             wire.number
         };
         self.connection.get().forget(py, number);
-        for slot in [&self.head_waiter, &self.room_waiter] {
-            let waiter = slot.get(py).take();
-            wake(py, waiter)?;
-        }
-        let timer = self.timer.get(py).take();
-        if let Some(timer) = timer {
-            timer.call_method0(py, intern!(py, "cancel"))?;
-        }
-        let on_free = self.on_free.get(py).take();
+        self.waiting.wake(py, &self.waiting.head_waiter)?;
+        self.waiting.wake(py, &self.waiting.room_waiter)?;
+        self.waiting.cancel_timer(py)?;
+        let on_free = self.waiting.on_free.get(py).take();
         if flags.lent.replace(false)
             && let Some(on_free) = on_free
         {
@@ -350,7 +289,10 @@ impl Exchange {
         flags.begun.set(true);
         flags.lent.set(true);
         flags.decode.set(decode);
-        let before = (this.timer.get(py).replace(timer), this.on_free.get(py).replace(on_free));
+        let before = (
+            this.waiting.timer.get(py).replace(timer),
+            this.waiting.on_free.get(py).replace(on_free),
+        );
         drop(before);
         {
             let mut wire = this.wire.get(py).borrow_mut();
@@ -377,7 +319,7 @@ impl Exchange {
 
     /// Send more of the request's body.
     fn write(&self, py: Python<'_>, data: &Bound<'_, PyBytes>) -> PyResult<()> {
-        self.check(py)?;
+        self.waiting.check(py)?;
         if self.flags(py).over.get() {
             return Err(faults::disconnected(py));
         }
@@ -396,8 +338,7 @@ impl Exchange {
 
     /// Wake who waits to send the request's body when the server says so.
     fn expect_continue(&self, py: Python<'_>, waiter: Py<PyAny>) {
-        let before = self.go_ahead.get(py).replace(Some(waiter));
-        drop(before);
+        self.waiting.expect_continue(py, waiter);
     }
 
     /// HTTP/2 has no switch of protocols.
@@ -464,20 +405,10 @@ impl Exchange {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.connection)?;
-        for slot in self.slots() {
-            visit_slot(slot, &visit)?;
-        }
-        visit_slot(&self.head, &visit)?;
-        visit_slot(&self.body, &visit)
+        self.waiting.traverse(&visit)
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        for slot in self.slots() {
-            let object = slot.get(py).take();
-            drop(object);
-        }
-        let head = self.head.get(py).take();
-        let body = self.body.get(py).take();
-        drop((head, body));
+        self.waiting.clear(py);
     }
 }
