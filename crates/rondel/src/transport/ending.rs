@@ -42,7 +42,8 @@ pub fn lose(this: &Bound<'_, SocketTransport>, error: Option<PyErr>) -> PyResult
     }
     stream.closing.set(true);
     stream.conn_lost.set(1);
-    drop(stream.lost_reason.replace(error));
+    let reason = error.map(|error| error.into_value(py));
+    drop(stream.lost_reason.replace(reason));
     unregister(stream, py);
     writing::tell_sendfile(stream, py)?;
     if let Some(event_loop) = stream.event_loop(py) {
@@ -67,7 +68,7 @@ fn connection_lost(target: &Bound<'_, PyAny>) -> PyResult<()> {
     let this = stream_of(target)?;
     let py = this.py();
     let stream = this.get().stream(py);
-    let reason = stream.lost_reason.take().map(|error| error.into_value(py));
+    let reason = stream.lost_reason.take();
     let told = match stream.protocol(py) {
         Some(protocol) => context::run_in(stream.context.bind(py), || {
             protocol.call_method1(intern!(py, "connection_lost"), (reason,))

@@ -12,7 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -81,7 +81,7 @@ pub struct Stream {
     pub closing: Cell<bool>,
     /// How often writes came after the connection was lost, plus one; 0 while it is not lost.
     pub conn_lost: Cell<u32>,
-    pub lost_reason: RefCell<Option<PyErr>>,
+    pub lost_reason: RefCell<Option<Py<PyBaseException>>>,
 
     pub read_paused: Cell<bool>,
     /// The peer has ended its direction and the protocol keeps ours open.
