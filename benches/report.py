@@ -45,9 +45,9 @@ METHOD = """\
   rondel's on rondel's, the others on asyncio's. `bare` is one byte through two pipes and back, or a
   copy of 64 MiB into warm memory. What bounds rondel's is told above.
 - rondel is a release wheel, installed like the peers, and guided by the profile of `pgo/` where
-  that fits. The profile was recorded with these very rows, which therefore gain as much from it as any
-  program may; "What the build gives" has the share. The peers are the newest releases that have a
-  wheel for the interpreter. Each loop is made as its documentation says; rondel with
+  that fits. The profile was recorded with these very rows, which therefore gain as much from it as
+  any program may; "What the build gives" has the share. The peers are the newest releases that have
+  a wheel for the interpreter. Each loop is made as its documentation says; rondel with
   `rondel.install()`.
 - A loop that has not got what a row needs has a dash, with the reason below the tables and in the
   JSON.
