@@ -126,10 +126,13 @@ class Connections:
         self.plain, self.buffered, self.streams = (
             server.sockets[0].getsockname()[1] for server in self.servers
         )
-        with socket.create_server((HOST, 0)) as unused:
-            self.refusing = unused.getsockname()[1]
+        # Bound, so that nobody else gets the port, and not listening.
+        self.unused = socket.socket()
+        self.unused.bind((HOST, 0))
+        self.refusing = self.unused.getsockname()[1]
 
     async def stop(self) -> None:
+        self.unused.close()
         for server in self.servers:
             server.close()
             await server.wait_closed()
