@@ -10,6 +10,9 @@ use socket2::SockAddr;
 
 /// The most that one call receives.
 pub const MOST: usize = 16;
+/// How many bytes the datagrams of one call come to, if they are as large as those of the call before:
+/// beyond that they and the objects made of them push each other out of the processor's cache.
+const AT_ONCE: usize = 128 * 1024;
 /// Room for one datagram of the internet protocols: 16 bits count its bytes.
 pub const INTERNET_ROOM: usize = 64 * 1024;
 /// Room for one datagram of any other family (asyncio's figure).
@@ -24,6 +27,8 @@ pub struct Batch {
     sizes: Vec<(usize, libc::socklen_t)>,
     /// Bytes from one datagram's place to the next one's.
     room: usize,
+    /// How many the next call takes; see [`AT_ONCE`].
+    most: usize,
 }
 
 impl Default for Batch {
@@ -31,7 +36,8 @@ impl Default for Batch {
         // SAFETY: all zeros are a valid sockaddr_storage.
         let names = Box::new(unsafe { mem::zeroed() });
         let memory = vec![0; MOST * INTERNET_ROOM];
-        Batch { memory, names, sizes: Vec::with_capacity(MOST), room: INTERNET_ROOM }
+        let sizes = Vec::with_capacity(MOST);
+        Batch { memory, names, sizes, room: INTERNET_ROOM, most: MOST }
     }
 }
 
@@ -45,6 +51,8 @@ impl Batch {
         self.room = room.clamp(1, self.memory.len());
         self.sizes.clear();
         self.fill(fd)?;
+        let largest = self.sizes.iter().map(|size| size.0).max().unwrap_or(0);
+        self.most = (AT_ONCE / largest.max(1)).clamp(1, MOST);
         Ok(self.sizes.len())
     }
 
@@ -75,7 +83,7 @@ impl Batch {
 
     #[cfg(target_os = "linux")]
     fn fill(&mut self, fd: RawFd) -> io::Result<()> {
-        let count = (self.memory.len() / self.room).min(MOST);
+        let count = (self.memory.len() / self.room).min(self.most);
         // SAFETY: all zeros are valid headers and pieces (null pointers, no lengths).
         let mut headers: [libc::mmsghdr; MOST] = unsafe { mem::zeroed() };
         // SAFETY: as above.
@@ -110,7 +118,7 @@ impl Batch {
 
     #[cfg(not(target_os = "linux"))]
     fn fill(&mut self, fd: RawFd) -> io::Result<()> {
-        let count = (self.memory.len() / self.room).min(MOST);
+        let count = (self.memory.len() / self.room).min(self.most);
         let places = self.memory.chunks_mut(self.room).zip(self.names.iter_mut());
         for (place, name) in places.take(count) {
             let mut length = NAME_SIZE;
