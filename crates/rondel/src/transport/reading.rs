@@ -74,6 +74,7 @@ fn read_a_share(
     stream: &Stream,
     to_the_end: bool,
 ) -> PyResult<()> {
+    stream.read_in_turn.set(0);
     for _ in 0..READS_PER_TURN {
         if !stream.is_reading() {
             return Ok(());
@@ -179,7 +180,7 @@ fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Ou
     if received == 0 {
         return end_of_file(this, stream).map(|()| Outcome::Done);
     }
-    stream.read_size.set(next_size(received, capacity));
+    learn(stream, received, capacity);
     let called = context::run_in(stream.context.bind(py), || match layer {
         Some(layer) => tls::received(layer, &data),
         None => delivery::give(&protocol, &receiver, data),
@@ -227,7 +228,7 @@ fn read_into_reader(
     if received == 0 {
         return end_of_file(this, stream).map(|()| Outcome::Done);
     }
-    stream.read_size.set(next_size(received, capacity));
+    learn(stream, received, capacity);
     if let Err(error) = reader.fed(py) {
         fatal_error(this, error, DELIVERY_ERROR)?;
         return Ok(Outcome::Done);
@@ -286,7 +287,7 @@ fn read_ciphertext(
         state.ciphertext.replace(memory);
         return Ok(Outcome::Done);
     };
-    stream.read_size.set(next_size(received, capacity));
+    learn(stream, received, capacity);
     let (memory, called) =
         context::run_in(stream.context.bind(py), || Ok(tls::received_memory(layer, memory)))?;
     state.ciphertext.replace(memory);
@@ -357,16 +358,26 @@ pub fn receive_by<'py>(
     Ok(data)
 }
 
+/// Chooses the next read's size. What a turn has brought in several pieces counts as one: otherwise a
+/// message that once came in halves would be read in halves for ever.
+fn learn(stream: &Stream, received: usize, capacity: usize) {
+    let whole = stream.read_in_turn.get() + received;
+    stream.read_in_turn.set(whole);
+    let size = match received == capacity {
+        true => next_size(received, capacity),
+        false => size_for(whole),
+    };
+    stream.read_size.set(size);
+}
+
 /// How much to take at once after a read of `received` out of `capacity` bytes.
 pub fn next_size(received: usize, capacity: usize) -> usize {
-    if received == capacity {
-        (capacity * 2).min(MAX_READ)
-    } else if received < SCRATCH / 2 {
-        0
-    } else {
-        // As much again and some more, so that an equal message comes back short.
-        (received + received / 4).clamp(SCRATCH, MAX_READ)
-    }
+    if received == capacity { (capacity * 2).min(MAX_READ) } else { size_for(received) }
+}
+
+/// The size for messages of `length` bytes: some more, so that an equal one comes back short.
+fn size_for(length: usize) -> usize {
+    if length < SCRATCH / 2 { 0 } else { (length + length / 4).clamp(SCRATCH, MAX_READ) }
 }
 
 fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {

@@ -90,6 +90,8 @@ pub struct Stream {
     pub read_scheduled: Cell<bool>,
     /// How much the next read should take at once; see [`reading`].
     pub read_size: Cell<usize>,
+    /// How much this turn has read.
+    pub read_in_turn: Cell<usize>,
 
     pub queue: RefCell<WriteQueue<Chunk>>,
     /// write_eof() was called.
@@ -197,6 +199,7 @@ impl SocketTransport {
             read_ended: Cell::new(false),
             read_scheduled: Cell::new(false),
             read_size: Cell::new(0),
+            read_in_turn: Cell::new(0),
             queue: RefCell::default(),
             write_ended: Cell::new(false),
             last_writer: Cell::new((u64::MAX, false)),
