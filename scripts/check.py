@@ -93,14 +93,14 @@ def plan(others: list[str], required: bool) -> list[Step]:
         Step(
             "ruff-check",
             "lints of the Python code",
-            (python(".venv"), "-m", "ruff", "check", "."),
+            (python(".venv"), "-m", "ruff", "check", "--no-cache", "."),
             limit=2,
             needs=("packages",),
         ),
         Step(
             "ruff-format",
             "formatting of the Python code",
-            (python(".venv"), "-m", "ruff", "format", "--check", "."),
+            (python(".venv"), "-m", "ruff", "format", "--check", "--no-cache", "."),
             limit=2,
             needs=("packages",),
         ),
