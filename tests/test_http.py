@@ -205,7 +205,7 @@ def test_redirects_in_a_loop(rondel_loop: Any, options: dict[str, Any]) -> None:
 
     async def main() -> None:
         async with raw_server(
-            b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"
+            b"HTTP/1.1 302 Found\r\nLocation: /\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         ) as url:
             one, other = [await exchange(c, "", "GET", url, **options) for c in CLIENTS]
             one.pop("headers", None), other.pop("headers", None)
