@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`socket`] | connected stream sockets |
 //! | [`reading`] | their reading side: into `bytes` or into the protocol's own buffer |
+//! | [`read_size`] | how much is read at once |
 //! | [`writing`] | their writing side: gather, send, flush, flow control |
 //! | [`gathering`] | writes that leave together |
 //! | [`ending`] | how their connections end |
@@ -23,6 +24,7 @@ pub mod flow;
 pub mod gathering;
 pub mod listener;
 pub mod pipe;
+pub mod read_size;
 pub mod reading;
 pub mod socket;
 pub mod tls;

@@ -36,7 +36,7 @@ use crate::streams::reader::{self, StreamReader};
 /// The most that a protocol gets in one call (asyncio's figure).
 pub const MAX_READ: usize = 256 * 1024;
 /// Scratch memory; from this size on copying costs more than allocating.
-const SCRATCH: usize = 32 * 1024;
+pub const SCRATCH: usize = 32 * 1024;
 /// Reads of one connection in one turn, so that a fast peer cannot starve the others.
 pub const READS_PER_TURN: usize = 4;
 
@@ -74,7 +74,7 @@ fn read_a_share(
     stream: &Stream,
     to_the_end: bool,
 ) -> PyResult<()> {
-    stream.read_in_turn.set(0);
+    stream.read_size.begin_turn();
     for _ in 0..READS_PER_TURN {
         if !stream.is_reading() {
             return Ok(());
@@ -180,7 +180,7 @@ fn read_bytes(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Ou
     if received == 0 {
         return end_of_file(this, stream).map(|()| Outcome::Done);
     }
-    learn(stream, received, capacity);
+    stream.read_size.learn(received, capacity);
     let called = context::run_in(stream.context.bind(py), || match layer {
         Some(layer) => tls::received(layer, &data),
         None => delivery::give(&protocol, &receiver, data),
@@ -228,7 +228,7 @@ fn read_into_reader(
     if received == 0 {
         return end_of_file(this, stream).map(|()| Outcome::Done);
     }
-    learn(stream, received, capacity);
+    stream.read_size.learn(received, capacity);
     if let Err(error) = reader.fed(py) {
         fatal_error(this, error, DELIVERY_ERROR)?;
         return Ok(Outcome::Done);
@@ -287,7 +287,7 @@ fn read_ciphertext(
         state.ciphertext.replace(memory);
         return Ok(Outcome::Done);
     };
-    learn(stream, received, capacity);
+    stream.read_size.learn(received, capacity);
     let (memory, called) =
         context::run_in(stream.context.bind(py), || Ok(tls::received_memory(layer, memory)))?;
     state.ciphertext.replace(memory);
@@ -356,28 +356,6 @@ pub fn receive_by<'py>(
     let data = received.map(|count| (PyBytes::new(py, &scratch[..count]), SCRATCH));
     state.scratch.replace(scratch);
     Ok(data)
-}
-
-/// Chooses the next read's size. What a turn has brought in several pieces counts as one: otherwise a
-/// message that once came in halves would be read in halves for ever.
-fn learn(stream: &Stream, received: usize, capacity: usize) {
-    let whole = stream.read_in_turn.get() + received;
-    stream.read_in_turn.set(whole);
-    let size = match received == capacity {
-        true => next_size(received, capacity),
-        false => size_for(whole),
-    };
-    stream.read_size.set(size);
-}
-
-/// How much to take at once after a read of `received` out of `capacity` bytes.
-pub fn next_size(received: usize, capacity: usize) -> usize {
-    if received == capacity { (capacity * 2).min(MAX_READ) } else { size_for(received) }
-}
-
-/// The size for messages of `length` bytes: some more, so that an equal one comes back short.
-fn size_for(length: usize) -> usize {
-    if length < SCRATCH / 2 { 0 } else { (length + length / 4).clamp(SCRATCH, MAX_READ) }
 }
 
 fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {

@@ -27,6 +27,7 @@ use socket2::SockAddr;
 use super::ending::{fatal_error, force_close, forget_at_server, unregister};
 use super::endpoint::Endpoint;
 use super::flow::Flow;
+use super::read_size::ReadSize;
 use super::{reading, writing};
 use crate::event_loop::{Loop, State, Target, turn};
 use crate::ffi::confined::Confined;
@@ -88,10 +89,7 @@ pub struct Stream {
     pub read_ended: Cell<bool>,
     /// A step of the loop is going to read.
     pub read_scheduled: Cell<bool>,
-    /// How much the next read should take at once; see [`reading`].
-    pub read_size: Cell<usize>,
-    /// How much this turn has read.
-    pub read_in_turn: Cell<usize>,
+    pub read_size: ReadSize,
 
     pub queue: RefCell<WriteQueue<Chunk>>,
     /// write_eof() was called.
@@ -198,8 +196,7 @@ impl SocketTransport {
             read_paused: Cell::new(false),
             read_ended: Cell::new(false),
             read_scheduled: Cell::new(false),
-            read_size: Cell::new(0),
-            read_in_turn: Cell::new(0),
+            read_size: ReadSize::default(),
             queue: RefCell::default(),
             write_ended: Cell::new(false),
             last_writer: Cell::new((u64::MAX, false)),

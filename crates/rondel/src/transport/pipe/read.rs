@@ -17,7 +17,8 @@ use crate::ffi::confined::Confined;
 use crate::ffi::context;
 use crate::imports;
 use crate::streams::delivery;
-use crate::transport::reading::{MAX_READ, READS_PER_TURN, next_size, receive_by};
+use crate::transport::read_size::ReadSize;
+use crate::transport::reading::{MAX_READ, READS_PER_TURN, receive_by};
 
 const REFUSAL: &str = "Pipe transport is for pipes/sockets only.";
 
@@ -29,8 +30,7 @@ pub struct ReadPipeTransport {
 
 struct Reading {
     paused: Cell<bool>,
-    /// How much the next read should take at once.
-    read_size: Cell<usize>,
+    read_size: ReadSize,
 }
 
 impl ReadPipeTransport {
@@ -47,7 +47,7 @@ impl ReadPipeTransport {
     ) -> PyResult<Bound<'py, Self>> {
         let kind = ("ReadPipeTransport", REFUSAL);
         let end = End::new(event_loop, object, protocol, waiter, extra, kind)?;
-        let reading = Reading { paused: Cell::new(false), read_size: Cell::new(0) };
+        let reading = Reading { paused: Cell::new(false), read_size: ReadSize::default() };
         let base = PyClassInitializer::from(PipeTransport { end: Confined::new(end) });
         let this = ReadPipeTransport { reading: Confined::new(reading) };
         let this = Bound::new(event_loop.py(), base.add_subclass(this))?;
@@ -79,6 +79,7 @@ fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
     let py = this.py();
     let end = end_of(this);
     let reading = this.get().reading.get(py);
+    reading.read_size.begin_turn();
     for _ in 0..READS_PER_TURN {
         let Some(event_loop) = end.event_loop(py) else { return Ok(()) };
         if !is_reading(this) {
@@ -96,7 +97,7 @@ fn on_event(target: &Bound<'_, PyAny>, readiness: Readiness) -> PyResult<()> {
         if received == 0 {
             return end_of_file(this, end);
         }
-        reading.read_size.set(next_size(received, capacity));
+        reading.read_size.learn(received, capacity);
         // As with asyncio, what data_received() raises is reported and reading goes on.
         if let Some(protocol) = end.protocol(py) {
             context::run_in(end.context.bind(py), || delivery::data_received(&protocol, data))?;
