@@ -27,8 +27,6 @@ pub struct Batch {
     sizes: Vec<(usize, libc::socklen_t)>,
     /// Bytes from one datagram's place to the next one's.
     room: usize,
-    /// How many the next call takes; see [`AT_ONCE`].
-    most: usize,
 }
 
 impl Default for Batch {
@@ -36,8 +34,7 @@ impl Default for Batch {
         // SAFETY: all zeros are a valid sockaddr_storage.
         let names = Box::new(unsafe { mem::zeroed() });
         let memory = vec![0; MOST * INTERNET_ROOM];
-        let sizes = Vec::with_capacity(MOST);
-        Batch { memory, names, sizes, room: INTERNET_ROOM, most: MOST }
+        Batch { memory, names, sizes: Vec::with_capacity(MOST), room: INTERNET_ROOM }
     }
 }
 
@@ -49,10 +46,10 @@ impl Batch {
     /// The operating system's, also those of earlier sends; `WouldBlock` when nothing has arrived.
     pub fn receive(&mut self, fd: RawFd, room: usize) -> io::Result<usize> {
         self.room = room.clamp(1, self.memory.len());
-        self.sizes.clear();
-        self.fill(fd)?;
         let largest = self.sizes.iter().map(|size| size.0).max().unwrap_or(0);
-        self.most = (AT_ONCE / largest.max(1)).clamp(1, MOST);
+        let most = (AT_ONCE / largest.max(1)).clamp(1, MOST);
+        self.sizes.clear();
+        self.fill(fd, most.min(self.memory.len() / self.room))?;
         Ok(self.sizes.len())
     }
 
@@ -82,8 +79,7 @@ impl Batch {
     }
 
     #[cfg(target_os = "linux")]
-    fn fill(&mut self, fd: RawFd) -> io::Result<()> {
-        let count = (self.memory.len() / self.room).min(self.most);
+    fn fill(&mut self, fd: RawFd, count: usize) -> io::Result<()> {
         // SAFETY: all zeros are valid headers and pieces (null pointers, no lengths).
         let mut headers: [libc::mmsghdr; MOST] = unsafe { mem::zeroed() };
         // SAFETY: as above.
@@ -117,8 +113,7 @@ impl Batch {
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn fill(&mut self, fd: RawFd) -> io::Result<()> {
-        let count = (self.memory.len() / self.room).min(self.most);
+    fn fill(&mut self, fd: RawFd, count: usize) -> io::Result<()> {
         let places = self.memory.chunks_mut(self.room).zip(self.names.iter_mut());
         for (place, name) in places.take(count) {
             let mut length = NAME_SIZE;
