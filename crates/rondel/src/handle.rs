@@ -12,7 +12,7 @@ use pyo3::pyclass::CompareOp;
 use pyo3::types::{PyDict, PyFloat, PyString};
 use rondel_reactor::lock::lock;
 
-use crate::event_loop::exceptions;
+use crate::event_loop::{State, exceptions};
 use crate::ffi::handle::HandleRef;
 use crate::imports;
 
@@ -35,11 +35,16 @@ pub fn cancel(py: Python<'_>, handle: &HandleRef) -> PyResult<()> {
         let text = describe(py, handle, true)?;
         handle.save_repr(PyString::new(py, &text).into_any());
     }
+    mark(state, handle);
+    Ok(())
+}
+
+#[inline]
+fn mark(state: &State, handle: &HandleRef) {
     handle.mark_cancelled();
     if handle.is_scheduled() {
         state.timer_cancelled(handle);
     }
-    Ok(())
 }
 
 /// The same, if nothing about it can fail or has to wait: whether it was done.
@@ -51,10 +56,7 @@ pub fn cancel_plainly(py: Python<'_>, handle: &HandleRef) -> bool {
         return false;
     }
     if !handle.is_cancelled() {
-        handle.mark_cancelled();
-        if handle.is_scheduled() {
-            state.timer_cancelled(handle);
-        }
+        mark(state, handle);
     }
     true
 }

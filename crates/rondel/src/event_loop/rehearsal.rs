@@ -178,13 +178,7 @@ fn run_ordered(
         let lane = lanes.borrow_mut().pop_front().unwrap_or(OUTSIDE);
         // What came meanwhile is nobody's; what comes now is this callback's.
         lanes.borrow_mut().resize(state.ready.borrow().len(), OUTSIDE);
-        let result = match ready {
-            Ready::Handle(handle) => turn::run_handle(event_loop, state, &handle),
-            Ready::Call(call) => call
-                .into_handle(event_loop)
-                .and_then(|handle| turn::run_handle(event_loop, state, &handle)),
-            Ready::Step(target, step) => turn::run_step(event_loop, state, target.bind(py), step),
-        };
+        let result = turn::run_ready(event_loop, state, ready);
         lanes.borrow_mut().resize(state.ready.borrow().len(), lane);
         result?;
     }

@@ -102,17 +102,7 @@ fn run_collected(
     while state.left.get() > 0 {
         let Some(ready) = state.ready.borrow_mut().pop_front() else { break };
         state.left.set(state.left.get() - 1);
-        let handle = match ready {
-            Ready::Handle(handle) => Some(handle),
-            Ready::Call(call) => Some(call.into_handle(event_loop)?),
-            Ready::Step(target, step) => {
-                run_step(event_loop, state, target.bind(py), step)?;
-                None
-            }
-        };
-        if let Some(handle) = handle {
-            run_handle(event_loop, state, &handle)?;
-        }
+        run_ready(event_loop, state, ready)?;
         if ended()? {
             return Ok(());
         }
@@ -278,9 +268,22 @@ pub fn wait(py: Python<'_>, state: &State, timeout: Option<Duration>, now: u64) 
     Ok(offer == Offer::Keep)
 }
 
+/// Runs what has waited in the queue.
+#[inline(always)]
+pub fn run_ready(event_loop: &Bound<'_, Loop>, state: &State, ready: Ready) -> PyResult<()> {
+    let handle = match ready {
+        Ready::Handle(handle) => handle,
+        Ready::Call(call) => call.into_handle(event_loop)?,
+        Ready::Step(target, step) => {
+            return run_step(event_loop, state, target.bind(event_loop.py()), step);
+        }
+    };
+    run_handle(event_loop, state, &handle)
+}
+
 /// Runs a callback and what belongs to the end of each.
 #[inline]
-pub fn run_handle<'py>(
+fn run_handle<'py>(
     event_loop: &Bound<'py, Loop>,
     state: &State,
     handle: &HandleRef,
@@ -316,7 +319,7 @@ fn run_plain(py: Python<'_>, state: &State, handle: &HandleRef) -> PyResult<()> 
 }
 
 /// Runs a step of native code.
-pub fn run_step(
+fn run_step(
     event_loop: &Bound<'_, Loop>,
     state: &State,
     target: &Bound<'_, PyAny>,
