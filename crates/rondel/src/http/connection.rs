@@ -48,11 +48,11 @@ enum Phase {
 /// See the module's documentation.
 #[pyclass(frozen, weakref, dict, module = "rondel._rondel", name = "HttpConnection")]
 pub struct Connection {
-    event_loop: Py<PyAny>,
+    pub event_loop: Py<PyAny>,
     transport: Slot,
     phase: Confined<RefCell<Phase>>,
     /// Of the exchange that is going on; its error is why none is possible any more.
-    waiting: Waiting,
+    pub waiting: Waiting,
     /// Takes what arrives after a switch of protocols.
     socket: Slot<WebSocket>,
     /// Speaks HTTP/2 in this one's place.
@@ -90,19 +90,8 @@ impl Connection {
 
     /// The head, if it has arrived.
     pub fn take_head(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let head = self.waiting.head.get(py).take();
-        if let Some(head) = head {
-            return Ok(Some(head.into_any()));
-        }
-        self.waiting.check(py)?;
-        if matches!(*self.phase.get(py).borrow(), Phase::Head { .. }) {
-            return Ok(None);
-        }
-        Err(PyRuntimeError::new_err("no response is on its way"))
-    }
-
-    pub fn head_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.waiting.waiter(py, &self.event_loop, &self.waiting.head_waiter)
+        let expected = || matches!(*self.phase.get(py).borrow(), Phase::Head { .. });
+        self.waiting.take_head(py, expected)
     }
 
     /// Whether the transport takes more.
@@ -116,10 +105,6 @@ impl Connection {
             return Err(faults::disconnected(py));
         }
         Ok(!flags.writing_paused.get())
-    }
-
-    pub fn room_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.waiting.waiter(py, &self.event_loop, &self.waiting.room_waiter)
     }
 
     /// The reader has room again.
@@ -267,7 +252,7 @@ impl Connection {
         }
         this.flags(py).closed.set(true);
         let event_loop = this.event_loop.bind(py);
-        let http2 = Http2Connection::create(event_loop, transport, true)?;
+        let http2 = Http2Connection::create(event_loop, transport)?;
         this.http2.get(py).replace(Some(http2.clone().unbind()));
         Http2Connection::data_received(&http2, &early)
     }
@@ -328,14 +313,8 @@ impl Connection {
         flags.lent.set(true);
         flags.sending.set(sending);
         flags.decode.set(decode);
-        let before = (
-            this.waiting.timer.get(py).replace(timer),
-            this.waiting.on_free.get(py).replace(on_free),
-            this.waiting.head.get(py).take(),
-            this.waiting.go_ahead.get(py).take(),
-        );
         this.phase.get(py).replace(Phase::Head { partial: Vec::new(), bodiless });
-        drop(before);
+        this.waiting.begin(py, timer, on_free);
         let number = flags.exchanges.get() + 1;
         flags.exchanges.set(number);
         transport.call_method1(intern!(py, "write"), (data,))?;

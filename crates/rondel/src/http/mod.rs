@@ -37,6 +37,7 @@ use std::cell::RefCell;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 
+use self::waiting::{Slot, Waiting};
 use crate::ffi::confined::Confined;
 
 /// What an exchange goes over.
@@ -60,6 +61,31 @@ impl Lane {
             Lane::Alone(connection) => visit.call(connection),
             Lane::Shared(exchange) => visit.call(exchange),
         }
+    }
+
+    /// The head, if it has arrived.
+    fn take_head(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        match self {
+            Lane::Alone(connection) => connection.get().take_head(py),
+            Lane::Shared(exchange) => exchange.get().take_head(py),
+        }
+    }
+
+    /// Whether more of the request is taken.
+    fn has_room(&self, py: Python<'_>) -> PyResult<bool> {
+        match self {
+            Lane::Alone(connection) => connection.get().has_room(py),
+            Lane::Shared(exchange) => exchange.get().has_room(py),
+        }
+    }
+
+    /// A future that is done when there is something to look at: a head, or room.
+    fn waiter(&self, py: Python<'_>, slot: fn(&Waiting) -> &Slot) -> PyResult<Py<PyAny>> {
+        let (waiting, event_loop) = match self {
+            Lane::Alone(connection) => (&connection.get().waiting, &connection.get().event_loop),
+            Lane::Shared(exchange) => (&exchange.get().waiting, exchange.get().event_loop()),
+        };
+        waiting.waiter(py, event_loop, slot(waiting))
     }
 
     fn resume_reading(&self, py: Python<'_>) -> PyResult<()> {

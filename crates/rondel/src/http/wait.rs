@@ -32,26 +32,17 @@ impl Source {
     fn take(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         match self {
             Source::Body(stream, want) => stream.get().take(py, want),
-            Source::Head(Lane::Alone(connection)) => connection.get().take_head(py),
-            Source::Head(Lane::Shared(exchange)) => exchange.get().take_head(py),
+            Source::Head(lane) => lane.take_head(py),
+            Source::Room(lane) => Ok(lane.has_room(py)?.then(|| py.None())),
             Source::Message(socket) => socket.get().take(py),
-            Source::Room(lane) => {
-                let room = match lane {
-                    Lane::Alone(connection) => connection.get().has_room(py)?,
-                    Lane::Shared(exchange) => exchange.get().has_room(py)?,
-                };
-                Ok(room.then(|| py.None()))
-            }
         }
     }
 
     fn waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self {
             Source::Body(stream, _) => stream.get().waiter(py),
-            Source::Head(Lane::Alone(connection)) => connection.get().head_waiter(py),
-            Source::Head(Lane::Shared(exchange)) => exchange.get().head_waiter(py),
-            Source::Room(Lane::Alone(connection)) => connection.get().room_waiter(py),
-            Source::Room(Lane::Shared(exchange)) => exchange.get().room_waiter(py),
+            Source::Head(lane) => lane.waiter(py, |waiting| &waiting.head_waiter),
+            Source::Room(lane) => lane.waiter(py, |waiting| &waiting.room_waiter),
             Source::Message(socket) => socket.get().waiter(py),
         }
     }

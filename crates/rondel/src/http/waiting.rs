@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
@@ -67,6 +68,34 @@ impl Waiting {
     pub fn check(&self, py: Python<'_>) -> PyResult<()> {
         let error = self.error.get(py).borrow().as_ref().map(|error| error.clone_ref(py));
         error.map_or(Ok(()), |error| Err(PyErr::from_value(error.into_bound(py))))
+    }
+
+    /// An exchange begins: `timer` is cancelled and `on_free` called when it is over.
+    pub fn begin(&self, py: Python<'_>, timer: Option<Py<PyAny>>, on_free: Option<Py<PyAny>>) {
+        let before = (
+            self.timer.get(py).replace(timer),
+            self.on_free.get(py).replace(on_free),
+            self.head.get(py).take(),
+            self.go_ahead.get(py).take(),
+        );
+        drop(before);
+    }
+
+    /// The head, if it has arrived; `expected` tells whether one is still to come.
+    pub fn take_head(
+        &self,
+        py: Python<'_>,
+        expected: impl FnOnce() -> bool,
+    ) -> PyResult<Option<Py<PyAny>>> {
+        let head = self.head.get(py).take();
+        if let Some(head) = head {
+            return Ok(Some(head.into_any()));
+        }
+        self.check(py)?;
+        match expected() {
+            true => Ok(None),
+            false => Err(PyRuntimeError::new_err("no response is on its way")),
+        }
     }
 
     /// A new future of the loop in a slot; who waited there is woken.

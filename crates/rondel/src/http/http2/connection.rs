@@ -62,7 +62,6 @@ pub struct Http2Connection {
 
 #[derive(Default)]
 struct Flags {
-    secure: Cell<bool>,
     closed: Cell<bool>,
     writing_paused: Cell<bool>,
     /// On the way; a call meanwhile asks for another round.
@@ -100,7 +99,6 @@ impl Http2Connection {
     pub fn create<'py>(
         event_loop: &Bound<'py, PyAny>,
         transport: &Bound<'py, PyAny>,
-        secure: bool,
     ) -> PyResult<Bound<'py, Self>> {
         let py = event_loop.py();
         let buffers = Rc::new(Buffers::default());
@@ -115,7 +113,7 @@ impl Http2Connection {
             exchanges: Confined::new(RefCell::new(HashMap::new())),
             opening: Confined::new(RefCell::new(None)),
             cause: Confined::new(RefCell::new(None)),
-            flags: Confined::new(Flags { secure: Cell::new(secure), ..Flags::default() }),
+            flags: Confined::new(Flags::default()),
         };
         let connection = Bound::new(py, connection)?;
         transport.call_method1(intern!(py, "set_protocol"), (&connection,))?;
@@ -140,10 +138,6 @@ impl Http2Connection {
 
     pub fn event_loop(&self) -> &Py<PyAny> {
         &self.event_loop
-    }
-
-    pub fn is_secure(&self, py: Python<'_>) -> bool {
-        self.flags(py).secure.get()
     }
 
     /// Why the transport was lost, if it was by an error.

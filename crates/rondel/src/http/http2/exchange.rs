@@ -28,7 +28,7 @@ use crate::imports;
 pub struct Exchange {
     connection: Py<Http2Connection>,
     wire: Confined<RefCell<Wire>>,
-    waiting: Waiting,
+    pub waiting: Waiting,
     flags: Confined<Flags>,
 }
 
@@ -60,19 +60,7 @@ impl Exchange {
 
     /// The head, if it has arrived.
     pub fn take_head(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let head = self.waiting.head.get(py).take();
-        if let Some(head) = head {
-            return Ok(Some(head.into_any()));
-        }
-        self.waiting.check(py)?;
-        match self.flags(py).lent.get() {
-            true => Ok(None),
-            false => Err(PyRuntimeError::new_err("no response is on its way")),
-        }
-    }
-
-    pub fn head_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.waiting.waiter(py, self.connection.get().event_loop(), &self.waiting.head_waiter)
+        self.waiting.take_head(py, || self.flags(py).lent.get())
     }
 
     /// Whether more of the request is taken.
@@ -87,8 +75,8 @@ impl Exchange {
         Ok(self.wire.get(py).borrow().has_room())
     }
 
-    pub fn room_waiter(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.waiting.waiter(py, self.connection.get().event_loop(), &self.waiting.room_waiter)
+    pub fn event_loop(&self) -> &Py<PyAny> {
+        self.connection.get().event_loop()
     }
 
     /// The reader has room again.
@@ -143,7 +131,7 @@ impl Exchange {
         let decode = self.flags(py).decode.get() && !complete;
         let decoder = if decode { head.decoder() } else { None };
         let lane = (!complete).then(|| Lane::Shared(slf.clone().unbind()));
-        let event_loop = self.connection.get().event_loop().clone_ref(py);
+        let event_loop = self.event_loop().clone_ref(py);
         let body = Py::new(py, StreamReader::create(event_loop, lane, decoder))?;
         if !complete {
             self.waiting.body.get(py).replace(Some(body.clone_ref(py)));
@@ -280,20 +268,14 @@ impl Exchange {
             return Err(PyRuntimeError::new_err("the exchange has been used"));
         }
         let connection = this.connection.bind(py);
-        let secure = connection.get().is_secure(py);
-        let (request, length) =
-            message::request(data.as_bytes(), secure).map_err(PyValueError::new_err)?;
+        let (request, length) = message::request(data.as_bytes()).map_err(PyValueError::new_err)?;
         let whole = !sending && length == data.as_bytes().len();
         let (number, waker, response, sender) =
             Http2Connection::begin(connection, slf, request, whole)?;
         flags.begun.set(true);
         flags.lent.set(true);
         flags.decode.set(decode);
-        let before = (
-            this.waiting.timer.get(py).replace(timer),
-            this.waiting.on_free.get(py).replace(on_free),
-        );
-        drop(before);
+        this.waiting.begin(py, timer, on_free);
         {
             let mut wire = this.wire.get(py).borrow_mut();
             *wire = Wire {

@@ -14,11 +14,12 @@ use crate::http::head::MAX_FIELDS;
 /// From this size on a body is sent from Python's own memory.
 const LARGE: usize = 8 * 1024;
 
-/// Makes of the head of an HTTP/1.1 request one of HTTP/2; returns it and the head's length.
+/// Makes of the head of an HTTP/1.1 request one of HTTP/2, which is spoken over TLS only; returns it and
+/// the head's length.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn request(data: &[u8], secure: bool) -> Result<(Request<()>, usize), String> {
+pub fn request(data: &[u8]) -> Result<(Request<()>, usize), String> {
     let mut few = [httparse::EMPTY_HEADER; 64];
     let mut parsed = httparse::Request::new(&mut few);
     let mut status = parsed.parse(data);
@@ -49,7 +50,7 @@ pub fn request(data: &[u8], secure: bool) -> Result<(Request<()>, usize), String
         headers.append(name, value);
     }
     let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.scheme = Some(Scheme::HTTPS);
     parts.authority = Some(Authority::try_from(host).map_err(|error| error.to_string())?);
     let target = parsed.path.unwrap_or("/");
     parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|e| e.to_string())?);

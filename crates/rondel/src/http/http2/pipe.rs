@@ -66,16 +66,10 @@ impl AsyncRead for Pipe {
 impl AsyncWrite for Pipe {
     fn poll_write(
         self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let mut output = self.0.output.borrow_mut();
-        if output.len() >= FULL {
-            self.0.refused.set(true);
-            return Poll::Pending;
-        }
-        output.extend_from_slice(data);
-        Poll::Ready(Ok(data.len()))
+        self.poll_write_vectored(context, &[io::IoSlice::new(data)])
     }
 
     fn poll_write_vectored(

@@ -3,8 +3,10 @@
 //! A waker may be sent to any thread by its type; these never leave the loop's, so the lock is free.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Wake, Waker};
+
+use rondel_reactor::lock::lock;
 
 /// What has news.
 #[derive(Default)]
@@ -35,7 +37,7 @@ impl Signals {
     }
 
     fn streams(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.streams)
     }
 
     fn add(&self, stream: u64) {
