@@ -214,7 +214,7 @@ class ClientSession:
         if self._closed and _begun is None:
             raise RuntimeError("Session is closed")
         if not read_until_eof:
-            _refuse(**{"read_until_eof=False": not read_until_eof})
+            raise NotImplementedError("rondel.http does not support read_until_eof=False yet")
         limits = self._timeout if timeout is _UNSET else _timeout(timeout)
         deadline = self._loop.time() + limits.total if limits.total else None
         decode = self._auto_decompress if auto_decompress is None else auto_decompress
@@ -539,10 +539,3 @@ class ClientSession:
 
 def _timeout(timeout: ClientTimeout | float | None) -> ClientTimeout:
     return timeout if isinstance(timeout, ClientTimeout) else ClientTimeout(total=timeout)
-
-
-def _refuse(**arguments: Any) -> None:
-    """Say what is not there yet, rather than leave it out silently."""
-    for name, value in arguments.items():
-        if value:
-            raise NotImplementedError(f"rondel.http does not support {name} yet")

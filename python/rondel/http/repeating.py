@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from .exceptions import BadHttpMessage, ClientOSError, ServerDisconnectedError
-from .sending import IDEMPOTENT, bad_message, begin, expired
+from .sending import bad_message, begin, expired, may_go_again
 
 if TYPE_CHECKING:
     from .client import ClientSession
@@ -61,9 +61,8 @@ async def repeat(
             connection.close(number)
             raise
     except (ClientOSError, ServerDisconnectedError) as error:
-        # The server may have closed it before it saw the request.
-        seen = error.unprocessed is False
-        if seen or not (error.unprocessed or method in IDEMPOTENT):
+        # The server may have closed the connection before it saw the request.
+        if not may_go_again(error, method):
             raise
         begun = Begun(exchange, deadline, None)
         return await session._request(method, url, _context=context, _begun=begun)

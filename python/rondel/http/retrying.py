@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from .exceptions import ClientConnectionError, ClientPayloadError
 from .formdata import payload_of
+from .sending import IDEMPOTENT
 
 if TYPE_CHECKING:
     from .client import ClientSession
     from .response import ClientResponse
 
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -37,7 +37,7 @@ class Retry:
 
     attempts: int = 4
     statuses: Container[int] = _STATUSES
-    methods: Container[str] = _IDEMPOTENT
+    methods: Container[str] = IDEMPOTENT
     backoff: float = 0.5
     backoff_max: float = 30.0
     jitter: float = 0.5

@@ -10,6 +10,7 @@ from .._rondel import HttpHead
 from ..loop import Loop
 from .exceptions import (
     BadHttpMessage,
+    ClientConnectionError,
     ClientOSError,
     ClientPayloadError,
     ClientResponseError,
@@ -94,16 +95,15 @@ class Sender:
                 )
             except (ClientOSError, ServerDisconnectedError) as error:
                 payload = exchange.payload
-                if not (payload is None or payload.replayable):
+                replayable = payload is None or payload.replayable
+                if not (replayable and may_go_again(error, exchange.method)):
                     raise
                 if error.unprocessed:
                     self.refusals += 1
                     if self.refusals > _MOST_REFUSALS:
                         raise
                     continue
-                # The server may have closed it before it saw the request.
-                seen = error.unprocessed is not None
-                if seen or not (self.again and reused and exchange.method in IDEMPOTENT):
+                if not (self.again and reused):
                     raise
                 self.again = False
             except BadHttpMessage as error:
@@ -120,6 +120,13 @@ class Sender:
                 )
                 response._tracing = self.tracing
                 return response
+
+
+def may_go_again(error: ClientConnectionError, method: str) -> bool:
+    """Whether a request may be made again: it was not begun with, or twice does no harm."""
+    if error.unprocessed is None:
+        return method in IDEMPOTENT
+    return error.unprocessed
 
 
 def bad_message(
