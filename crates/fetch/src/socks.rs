@@ -5,7 +5,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::error::{Error, Kind, Result};
 
@@ -54,15 +55,12 @@ impl Socks {
     }
 
     /// Ask for a connection to `target`; what comes on `io` afterwards is the server's.
-    pub async fn connect<T>(
+    pub async fn connect(
         self,
-        io: &mut T,
+        io: &mut TcpStream,
         target: Target<'_>,
         credentials: Option<&(String, String)>,
-    ) -> Result<()>
-    where
-        T: AsyncRead + AsyncWrite + Unpin,
-    {
+    ) -> Result<()> {
         match self {
             Self::V4 | Self::V4a => version4(io, target, credentials).await,
             Self::V5 | Self::V5h => version5(io, target, credentials).await,
@@ -70,14 +68,11 @@ impl Socks {
     }
 }
 
-async fn version5<T>(
-    io: &mut T,
+async fn version5(
+    io: &mut TcpStream,
     target: Target<'_>,
     credentials: Option<&(String, String)>,
-) -> Result<()>
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Result<()> {
     // No authentication, and the password if there is one.
     let offered: &[u8] = if credentials.is_some() { &[5, 2, 0, 2] } else { &[5, 1, 0] };
     send(io, offered).await?;
@@ -129,8 +124,8 @@ where
     }
     // The address that the proxy has on its other side.
     match kind {
-        1 => drop(receive::<6, _>(io).await?),
-        4 => drop(receive::<18, _>(io).await?),
+        1 => drop(receive::<6>(io).await?),
+        4 => drop(receive::<18>(io).await?),
         3 => {
             let [length] = receive(io).await?;
             let mut name = vec![0; usize::from(length) + 2];
@@ -141,14 +136,11 @@ where
     Ok(())
 }
 
-async fn version4<T>(
-    io: &mut T,
+async fn version4(
+    io: &mut TcpStream,
     target: Target<'_>,
     credentials: Option<&(String, String)>,
-) -> Result<()>
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Result<()> {
     let (ip, port, name) = match target {
         Target::Name(name, port) => ([0, 0, 0, 1], port, Some(name)),
         Target::Address(SocketAddr::V4(address)) => (address.ip().octets(), address.port(), None),
@@ -164,7 +156,7 @@ where
         push_ended(&mut message, name)?;
     }
     send(io, &message).await?;
-    let [version, reply, ..] = receive::<8, _>(io).await?;
+    let [version, reply, ..] = receive::<8>(io).await?;
     match (version, reply) {
         (0, 90) => Ok(()),
         (0, 92 | 93) => Err(refused("the user name")),
@@ -192,11 +184,11 @@ fn push_ended(message: &mut Vec<u8>, text: &str) -> Result<()> {
     Ok(())
 }
 
-async fn send<T: AsyncWrite + Unpin>(io: &mut T, message: &[u8]) -> Result<()> {
+async fn send(io: &mut TcpStream, message: &[u8]) -> Result<()> {
     io.write_all(message).await.map_err(|error| broken(&error))
 }
 
-async fn receive<const SIZE: usize, T: AsyncRead + Unpin>(io: &mut T) -> Result<[u8; SIZE]> {
+async fn receive<const SIZE: usize>(io: &mut TcpStream) -> Result<[u8; SIZE]> {
     let mut message = [0; SIZE];
     io.read_exact(&mut message).await.map_err(|error| broken(&error))?;
     Ok(message)
