@@ -1,6 +1,7 @@
 """TCP transports: write, writelines, write_eof, the buffer and flow control."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import random
@@ -88,6 +89,28 @@ def test_write_on_a_busy_loop_is_not_held_until_the_last_callback(loop: Loop, ru
             loop.call_soon(look)
             await until(lambda: arrived)
             assert arrived == [True]
+
+    run(main)
+
+
+def test_writes_of_many_connections_do_not_pile_up(loop: Loop, run: Run) -> None:
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            made = [await stack.enter_async_context(connected()) for _ in range(100)]
+            peers = [peer for _, _, peer in made]
+            arrived: list[int] = []
+
+            def write() -> None:
+                for transport, _, _ in made:
+                    transport.write(b"data")
+
+            def look() -> None:
+                arrived.append(len(select.select(peers, [], [], 0)[0]))
+
+            loop.call_soon(write)
+            loop.call_soon(look)
+            await until(lambda: arrived)
+            assert arrived == [100]
 
     run(main)
 

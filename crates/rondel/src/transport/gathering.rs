@@ -11,7 +11,7 @@
 //! and then block until the peer has answered, which asyncio allows.
 //!
 //! No write waits for long: at the end of each callback the list is looked at, and everything leaves
-//! once the oldest entry is [`LONGEST`] old.
+//! once the oldest entry is [`LONGEST`] old, or when there are [`MOST`] connections.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -24,6 +24,9 @@ use super::writing;
 
 /// Nanoseconds after which gathered writes leave at the end of the callback.
 const LONGEST: u64 = 1_000_000;
+/// Connections whose writes leave at the end of the callback, however young they are: more gain nothing, and
+/// what a thousand of them have to send is memory that is touched for the first time.
+const MOST: usize = 64;
 
 /// Who has taken calls and is to tell the workers of them.
 pub trait Announcer: Send + Sync {
@@ -81,6 +84,9 @@ impl Gathered {
 
     #[inline(never)]
     fn send_if_late(&self, py: Python<'_>) {
+        if self.transports.borrow().len() >= MOST {
+            return self.send_all(py);
+        }
         let now = clock::now_ns();
         match self.since.get() {
             0 => self.since.set(now),
