@@ -18,11 +18,13 @@ fn kept() -> MutexGuard<'static, Vec<Vec<u8>>> {
 
 /// Empty memory with room for so many bytes, and for some more.
 pub fn of_size(size: usize) -> Vec<u8> {
-    match size {
-        0..=SMALL => Vec::with_capacity(size.next_power_of_two()),
-        ..=LARGE => kept().pop().unwrap_or_else(|| Vec::with_capacity(LARGE)),
-        _ => Vec::with_capacity(2 * size),
+    if size > LARGE {
+        return Vec::with_capacity(2 * size);
     }
+    if size > SMALL {
+        return kept().pop().unwrap_or_else(|| Vec::with_capacity(LARGE));
+    }
+    Vec::with_capacity(size.next_power_of_two())
 }
 
 /// What was in it has been written.
