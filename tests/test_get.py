@@ -320,6 +320,29 @@ def test_stopped_in_the_middle_it_goes_on_from_there(
     assert files(tmp_path) == {"large": content}
 
 
+@pytest.mark.parametrize("count", [1, 30], ids=["alone", "among many"])
+def test_what_an_earlier_run_left_is_found(nginx: Nginx, tmp_path: Path, count: int) -> None:
+    contents = {f"left{number}": noise(1000, str(number)) for number in range(count)}
+    for name, content in contents.items():
+        nginx.file(name, content)
+    urls = [f"{nginx.url}/{name}" for name in contents]
+    for folder in (".", "new", "new"):
+        if (tmp_path / folder).exists():
+            (tmp_path / folder / "left0.rondel-part").write_bytes(contents["left0"][:400])
+            state = f"rondel download state 1\nurl: {urls[0]}\nlength: 1000\ndone: all\nend\n"
+            (tmp_path / folder / "left0.rondel-state").write_text(state)
+            (tmp_path / folder / "left0").unlink(missing_ok=True)
+            resumed = 400
+        else:
+            resumed = 0
+        result = get("--json", "-o", folder, *urls, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout
+        starts = {one["index"]: one["resumed"] for one in events(result) if one["event"] == "start"}
+        assert starts[0] == resumed
+        there = {path.name: path.read_bytes() for path in (tmp_path / folder).glob("left*")}
+        assert there == contents
+
+
 def wait_until(condition: object) -> None:
     deadline = time.monotonic() + LIMIT
     assert callable(condition)

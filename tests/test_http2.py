@@ -423,3 +423,29 @@ def test_closing_and_idleness(rondel_loop: Any) -> None:
             await until(lambda: len(ended) == 2)
 
     run_on(rondel_loop, main)
+
+
+def test_a_proxy_that_chooses_http2(rondel_loop: Any) -> None:
+    """Requests for http:// go over its one connection; there is no tunnel for https://."""
+
+    async def handle(server: Scripted, peer: Peer, event: h2.events.Event) -> None:
+        if _is_request(event):
+            peer.answer(event.stream_id, b"from afar")
+
+    async def program(session: http.ClientSession, server: Scripted) -> None:
+        for url in ("http://example.com:81/a?b=c", "http://example.com", "http://example.com/d"):
+            async with session.get(url, proxy=server.url, headers={"X-Own": url}) as response:
+                assert (response.status, await response.read()) == (200, b"from afar")
+        with pytest.raises(http.ClientConnectionError, match="chosen HTTP/2.*no tunnel"):
+            await session.get("https://example.com/", proxy=server.url)
+
+    seen = serve(rondel_loop, handle, program)
+    fields = (":scheme", ":authority", ":path", "x-own")
+    requests = [one for peer in seen.peers for one in peer.requests.values()]
+    told = [tuple(one[field] for field in fields) for one in requests]
+    assert told == [
+        ("http", "example.com:81", "/a?b=c", "http://example.com:81/a?b=c"),
+        ("http", "example.com", "/", "http://example.com"),
+        ("http", "example.com", "/d", "http://example.com/d"),
+    ]
+    assert seen.connections == 3  # one for each host and port, and the one without a tunnel

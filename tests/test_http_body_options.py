@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from http_peers import CLIENTS, lineage, raw_server, web_server
+from http_peers import BIG, CLIENTS, lineage, raw_server, web_server
 from rondel import http
 from support import run_on
 
@@ -199,5 +199,31 @@ def test_mock_transport_continues(rondel_loop: Any) -> None:
         async with http.ClientSession(connector=transport) as session:
             async with session.post("http://x/", data=b"abc", expect100=True) as response:
                 assert await response.read() == b"abc"
+
+    run_on(rondel_loop, main)
+
+
+def test_read_bufsize(rondel_loop: Any) -> None:
+    """So much is held of a body that is not read, and a piece more."""
+
+    async def held(response: http.ClientResponse) -> int:
+        async with asyncio.timeout(60):
+            while not response._connection.reading_paused:
+                await asyncio.sleep(0.001)
+        return response.content.total_bytes
+
+    async def main() -> None:
+        piece = 256 * 1024
+        async with web_server() as base:
+            for session, request, limit in (
+                ({}, {}, 2**16),
+                ({"read_bufsize": 2**19}, {}, 2**19),
+                ({"read_bufsize": 2**19}, {"read_bufsize": 2**18}, 2**18),
+            ):
+                async with http.ClientSession(**session) as made:
+                    for _ in range(2):  # the second goes out another way
+                        async with made.get(base + "/big", **request) as response:
+                            assert 2 * limit < await held(response) <= 2 * limit + piece
+                            assert await response.read() == BIG
 
     run_on(rondel_loop, main)

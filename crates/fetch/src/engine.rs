@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,10 @@ use crate::event::{Event, Observer, Progress};
 use crate::exchange::Client;
 use crate::job::{Existing, Job, Options};
 use crate::limit::Limiter;
-use crate::{locked, names, transfer};
+use crate::{locked, names, part, transfer};
+
+/// From so many files on it pays to look through the folder.
+const MANY: usize = 16;
 
 /// A job with what was decided about it beforehand.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub struct Planned {
 pub struct Shared {
     /// How to download.
     pub options: Options,
+    /// No earlier run has left a state in the run's folder.
+    is_fresh: bool,
     /// The connections.
     pub client: Client,
     /// The rate limit.
@@ -142,6 +147,13 @@ impl Shared {
     /// either, if files that are there are to keep their names.
     pub fn claim(&self, target: PathBuf) -> PathBuf {
         claim(&mut locked(&self.claimed), target, self.options.existing == Existing::Rename)
+    }
+
+    /// Whether an earlier run may have left something of a file. To look for each of many files costs
+    /// more than to look through the folder once.
+    pub fn may_go_on(&self, target: &Path) -> bool {
+        self.options.resume
+            && !(self.is_fresh && target.parent() == Some(self.options.directory.as_path()))
     }
 
     /// One worker: files until there is none left.
@@ -317,7 +329,9 @@ pub async fn run_here(
     watch: &Arc<Watch>,
 ) -> Result<()> {
     let count = options.concurrency.max(1).min(jobs.len());
+    let is_fresh = jobs.len() >= MANY && part::has_no_state(&options.directory, jobs.len());
     let shared = Arc::new(Shared {
+        is_fresh,
         client: Client::new(&options, count)?,
         limiter: options.rate.map(Limiter::new),
         options,

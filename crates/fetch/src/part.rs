@@ -21,6 +21,7 @@ use crate::segments::{Plan, Ranges};
 
 /// Pieces that the system takes in one write.
 const MOST_SLICES: usize = 1024;
+const STATE: &str = ".rondel-state";
 const HEADING: &str = "rondel download state 1";
 
 /// The files' names for a target.
@@ -40,13 +41,27 @@ impl Paths {
             name.push(suffix);
             PathBuf::from(name)
         };
-        Self { part: with(".rondel-part"), state: with(".rondel-state") }
+        Self { part: with(".rondel-part"), state: with(STATE) }
     }
 
     /// Remove both; what is not there need not be.
     pub fn remove(&self) {
         let _ = fs::remove_file(&self.state);
         let _ = fs::remove_file(&self.part);
+    }
+}
+
+/// Whether a folder has no file's state; looking ends at `most` entries, which may have one.
+pub fn has_no_state(folder: &Path, most: usize) -> bool {
+    let here = folder.as_os_str().is_empty();
+    match fs::read_dir(if here { Path::new(".") } else { folder }) {
+        Ok(entries) => entries.enumerate().all(|(number, entry)| {
+            number < most
+                && entry.is_ok_and(|entry| {
+                    !entry.file_name().as_encoded_bytes().ends_with(STATE.as_bytes())
+                })
+        }),
+        Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }
 

@@ -229,7 +229,7 @@ impl Transfer<'_> {
 
     /// What an earlier attempt or run left, if it can be continued from that URL.
     fn left_before(&self, url: &str, paths: &Paths) -> Option<State> {
-        if !self.shared.options.resume && self.progress.received() == 0 {
+        if self.progress.received() == 0 && !self.shared.may_go_on(&self.planned.target) {
             return None;
         }
         let state = State::load(paths)?;

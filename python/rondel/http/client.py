@@ -42,6 +42,8 @@ RaiseForStatus = bool | Callable[[ClientResponse], Coroutine[Any, Any, None]] | 
 
 _UNSET: Any = object()
 _REMEMBERED_URLS = 512
+#: Beyond twice so many bytes that were not read a connection stops reading (aiohttp's figure).
+_READ_BUFSIZE = 2**16
 
 
 class ClientSession:
@@ -75,14 +77,14 @@ class ClientSession:
         trust_env: bool = False,
         requote_redirect_url: bool = True,
         trace_configs: list[TraceConfig] | None = None,
-        read_bufsize: int = 2**16,
+        read_bufsize: int = _READ_BUFSIZE,
         fallback_charset_resolver: Callable[[ClientResponse, bytes], str] | None = None,
         proxy: str | URL | None = None,
         proxy_auth: BasicAuth | None = None,
         middlewares: Sequence[ClientMiddlewareType] = (),
         retry: Retry | None = None,
     ) -> None:
-        del loop, read_bufsize
+        del loop
         self._loop = running_loop()
         self._base_url = URL(base_url) if base_url is not None else None
         if self._base_url is not None and not self._base_url.absolute:
@@ -104,6 +106,7 @@ class ClientSession:
         self._raise_for_status = raise_for_status
         self._timeout = DEFAULT_TIMEOUT if timeout is _UNSET else _timeout(timeout)
         self._auto_decompress = auto_decompress
+        self._read_bufsize = None if read_bufsize == _READ_BUFSIZE else read_bufsize
         self._requote = requote_redirect_url
         self.resolve_charset = fallback_charset_resolver or (lambda _response, _body: "utf-8")
         self._trust_env = trust_env
@@ -319,6 +322,9 @@ class ClientSession:
                     response = await sender.send(exchange)
             if response._head.has("set-cookie"):
                 self._keep_cookies(response)
+            limit = self._read_bufsize if read_bufsize is None else read_bufsize
+            if limit is not None:
+                response.content.set_limit(limit)
             if not allow_redirects or response.status not in REDIRECTS:
                 break
             if _tracing is not None:

@@ -36,6 +36,10 @@ _NO_UPGRADE = (
     "The server has chosen HTTP/2, over which there is no WebSocket; give ws_connect() an "
     "SSLContext that offers http/1.1 only"
 )
+_NO_TUNNEL = (
+    "The proxy has chosen HTTP/2, over which there is no tunnel; give the request an SSLContext "
+    "that offers http/1.1 only"
+)
 
 
 class Resolver(Protocol):
@@ -520,6 +524,9 @@ class TCPConnector(BaseConnector):
         with self._telling(proxy_key, ClientProxyConnectionError):
             await self._dial(proxy_key, through)
         if context is not None:
+            if through.http2 is not None:
+                through.http2.close()
+                raise ClientConnectionError(_NO_TUNNEL)
             from .proxy import tunnel
 
             await tunnel(self._loop, proxy, key, through, connection, context)

@@ -70,6 +70,8 @@ async def repeat(
         raise bad_message(exchange, (), error) from error
     parts = (method, exchange.url, exchange.headers, head, connection, ())
     response = session.response_class(session, *parts)
+    if session._read_bufsize is not None:
+        head.content.set_limit(session._read_bufsize)
     if head.status in REDIRECTS:
         begun = Begun(exchange, deadline, response)
         return await session._request(method, url, _context=context, _begun=begun)

@@ -130,11 +130,10 @@ impl FileBuffer {
         state.core.borrow().as_ref().map(|core| core.left())
     }
 
-    /// Takes what is to be written, for somebody who writes it in the background; `spare` is memory
-    /// for what is written meanwhile.
-    pub fn take_pending(&self, py: Python<'_>, spare: Vec<u8>) -> Vec<u8> {
+    /// Takes what is to be written, for somebody who writes it in the background.
+    pub fn take_pending(&self, py: Python<'_>) -> Vec<u8> {
         match &mut *self.state(py).core.borrow_mut() {
-            Some(core) => std::mem::replace(&mut core.pending, spare),
+            Some(core) => std::mem::take(&mut core.pending),
             None => Vec::new(),
         }
     }

@@ -13,6 +13,8 @@ use std::os::fd::RawFd;
 
 use rondel_reactor::disk::{self, Patience, Sink};
 
+use super::spare;
+
 /// The most that one operation reads on the loop's thread. Copying that much takes about as long as a
 /// trip to another thread.
 pub const INLINE_MOST: usize = 512 * 1024;
@@ -150,7 +152,7 @@ impl Core {
     pub fn write_pending(&mut self) -> io::Result<()> {
         match disk::write_all(self.fd, &self.pending) {
             Ok(()) => {
-                self.pending.clear();
+                spare::give_back(std::mem::take(&mut self.pending));
                 Ok(())
             }
             Err((written, error)) => {
@@ -329,8 +331,18 @@ impl Core {
         if self.end > 0 {
             self.rewind()?;
         }
+        if self.pending.len() + bytes.len() > self.pending.capacity() {
+            self.grow(bytes.len());
+        }
         self.pending.extend_from_slice(bytes);
         Ok(())
+    }
+
+    /// Makes room for so many more bytes.
+    fn grow(&mut self, more: usize) {
+        let mut larger = spare::of_size(self.pending.len() + more);
+        larger.extend_from_slice(&self.pending);
+        spare::give_back(std::mem::replace(&mut self.pending, larger));
     }
 
     /// Writes at once, after what is pending.

@@ -3,7 +3,7 @@
 //! Below it is a synchronous object of one of four [kinds](Kind), which holds the file's state and
 //! defines what every operation does; this class decides when and where to call it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 use pyo3::exceptions::PyStopAsyncIteration;
 use pyo3::intern;
@@ -15,6 +15,7 @@ use rondel_reactor::disk;
 use super::attempt::{self, Reading};
 use super::buffer::{FileBuffer, Tried};
 use super::job::{in_thread, submit};
+use super::spare;
 use super::turns::{self, Turn, Turns};
 use crate::coroutine::{Begun, Coroutine, Waiting};
 use crate::ffi::confined::Confined;
@@ -89,8 +90,6 @@ pub struct State {
     turns: Turns,
     /// The turn is with a thread that writes what is pending.
     writing: Cell<bool>,
-    /// Memory for what is pending while that happens.
-    spare: RefCell<Vec<u8>>,
     /// Closing was cancelled before its turn came.
     close_wanted: Cell<bool>,
     pub reading: Reading,
@@ -178,7 +177,7 @@ fn write_in_background(py: Python<'_>, turn: Turn, file: &Py<File>) -> PyResult<
         let state = file.state(py);
         let Some(buffer) = state.buffer.as_ref().map(Py::get) else { return Ok(py.None()) };
         while buffer.pending(py) > 0 {
-            let mut bytes = buffer.take_pending(py, state.spare.take());
+            let mut bytes = buffer.take_pending(py);
             let fd = buffer.fd(py);
             let result = py.detach(|| disk::write_all(fd, &bytes));
             if let Err((written, error)) = result {
@@ -186,8 +185,7 @@ fn write_in_background(py: Python<'_>, turn: Turn, file: &Py<File>) -> PyResult<
                 buffer.background_failed(py, bytes, error);
                 break;
             }
-            bytes.clear();
-            state.spare.replace(bytes);
+            spare::give_back(bytes);
             if !state.wants_writing(py) || state.turns.is_wanted() {
                 break;
             }
@@ -362,7 +360,6 @@ impl File {
                 closer,
                 turns: Turns::default(),
                 writing: Cell::new(false),
-                spare: RefCell::default(),
                 close_wanted: Cell::new(false),
                 reading: Reading::new(quick),
             }),

@@ -194,7 +194,7 @@ impl FileBuffer {
         }
         state.closed.set(true);
         // What could not be written now never will be.
-        drop(self.take_pending(py, Vec::new()));
+        drop(self.take_pending(py));
         let closed = raw.call_method0(intern!(py, "close")).map(drop);
         flushed.and(closed)
     }

@@ -7,6 +7,7 @@
 //! | [`methods`] | that object's methods for Python |
 //! | [`file`] | `File`: the awaitable operations, tried at once and else done by a thread |
 //! | [`attempt`] | what can be done at once, for each operation and kind of file |
+//! | [`spare`] | memory for what waits to be written, of all files together |
 //! | [`turns`] | operations on one file come one after the other |
 //! | [`job`] | a trip to a thread |
 //! | [`whole`] | whole files in one trip: `read_bytes()`, `write_bytes()` |
@@ -25,6 +26,7 @@ mod core;
 pub mod file;
 mod job;
 mod methods;
+mod spare;
 mod turns;
 mod whole;
 

@@ -1,7 +1,7 @@
 //! A response's body as Python reads it: `response.content`.
 //!
 //! What arrives is queued as it came, without a copy; content encodings are undone when it is read.
-//! Beyond [`HIGH`] bytes in the queue the connection stops reading, and goes on below [`LOW`].
+//! Beyond twice the limit in the queue the connection stops reading, and goes on below the limit.
 
 use std::cell::{Cell, RefCell};
 
@@ -18,10 +18,9 @@ use super::{Lane, faults, wake};
 use crate::ffi::confined::Confined;
 use crate::imports;
 
-/// Bytes in the queue from which on the connection stops reading.
-const HIGH: usize = 512 * 1024;
-/// Bytes in the queue below which it goes on.
-const LOW: usize = 128 * 1024;
+/// Bytes in the queue below which the connection reads on, unless the program says another limit
+/// (aiohttp's figure). More saves no time, and a program with many connections holds this for each.
+const LIMIT: usize = 64 * 1024;
 /// A line may be this long.
 const MAX_LINE: usize = 512 * 1024;
 
@@ -55,6 +54,7 @@ pub struct StreamReader {
     error: Confined<RefCell<Option<Py<PyAny>>>>,
     ended: Confined<Cell<bool>>,
     total: Confined<Cell<u64>>,
+    limit: Confined<Cell<usize>>,
 }
 
 impl StreamReader {
@@ -72,6 +72,7 @@ impl StreamReader {
             waiter: Confined::new(RefCell::new(None)),
             error: Confined::new(RefCell::new(None)),
             total: Confined::new(Cell::new(0)),
+            limit: Confined::new(Cell::new(LIMIT)),
         }
     }
 
@@ -92,7 +93,7 @@ impl StreamReader {
         } else {
             queue.push_plain(piece);
         }
-        queue.size > HIGH
+        queue.size > self.limit.get(py).get().saturating_mul(2)
     }
 
     /// An HTTP chunk has ended.
@@ -153,20 +154,23 @@ impl StreamReader {
     pub fn take(&self, py: Python<'_>, want: &mut Want) -> PyResult<Option<Py<PyAny>>> {
         self.check(py)?;
         let taken = self.take_now(py, want)?;
-        let size = self.queue.get(py).borrow().size;
-        // A read that wants more than the queue should hold must get it.
-        if size < LOW || taken.is_none() {
-            let connection = self
-                .connection
-                .get(py)
-                .borrow()
-                .as_ref()
-                .map(|connection| connection.clone_ref(py));
-            if let Some(connection) = connection {
-                connection.resume_reading(py)?;
-            }
+        match taken {
+            Some(_) => self.make_room(py)?,
+            // A read that wants more than the queue should hold must get it.
+            None => self.resume(py)?,
         }
         Ok(taken)
+    }
+
+    /// Lets the connection go on if little is left.
+    fn make_room(&self, py: Python<'_>) -> PyResult<()> {
+        let size = self.queue.get(py).borrow().size;
+        if size < self.limit.get(py).get() { self.resume(py) } else { Ok(()) }
+    }
+
+    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+        let connection = self.connection.get(py).borrow().as_ref().map(|lane| lane.clone_ref(py));
+        connection.map_or(Ok(()), |connection| connection.resume_reading(py))
     }
 
     fn take_now(&self, py: Python<'_>, want: &mut Want) -> PyResult<Option<Py<PyAny>>> {
@@ -385,6 +389,12 @@ impl StreamReader {
         let mut want = if n < 0 { Want::Any } else { Want::Some(n.unsigned_abs()) };
         let taken = if n == 0 { None } else { self.take(py, &mut want)? };
         Ok(taken.unwrap_or_else(|| PyBytes::new(py, b"").into_any().unbind()))
+    }
+
+    /// Have up to twice so many bytes wait to be read (the session's `read_bufsize`).
+    fn set_limit(&self, py: Python<'_>, limit: usize) -> PyResult<()> {
+        self.limit.get(py).set(limit);
+        self.make_room(py)
     }
 
     /// Whether everything has been read.

@@ -52,7 +52,12 @@ pub fn request(data: &[u8]) -> Result<(Request<()>, usize), String> {
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(Scheme::HTTPS);
     parts.authority = Some(Authority::try_from(host).map_err(|error| error.to_string())?);
-    let target = parsed.path.unwrap_or("/");
+    let mut target = parsed.path.unwrap_or("/");
+    if let Some(rest) = target.strip_prefix("http://") {
+        // For a proxy: the whole URL, whose host is the one that the request names.
+        parts.scheme = Some(Scheme::HTTP);
+        target = rest.find('/').map_or("/", |path| &rest[path..]);
+    }
     parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|e| e.to_string())?);
     let mut request = Request::new(());
     let method = parsed.method.unwrap_or("GET").as_bytes();
