@@ -137,6 +137,8 @@ pub struct State {
     pub spare_context: Spare,
     /// Where small reads land before they become `bytes`.
     pub scratch: RefCell<Vec<u8>>,
+    /// What `sock_recv` received last was too large to be copied.
+    pub receives_large: Cell<bool>,
     /// Where ciphertext lands before it is decrypted.
     pub ciphertext: RefCell<Vec<u8>>,
     /// Where datagrams land, from the first one on.
@@ -207,6 +209,7 @@ impl State {
             gathered: Gathered::default(),
             spare_context: Spare::default(),
             scratch: RefCell::default(),
+            receives_large: Cell::new(false),
             ciphertext: RefCell::default(),
             datagrams: RefCell::default(),
             last_look: Cell::new(0),
