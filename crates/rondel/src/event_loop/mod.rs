@@ -56,7 +56,7 @@ use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
 use crate::ffi::queued_call::QueuedCall;
 use crate::ffi::shared_context::Spare;
-use crate::transport::gathering::Gathered;
+use crate::transport::{address::Shown, gathering::Gathered};
 use crate::watch::Watching;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
@@ -143,6 +143,8 @@ pub struct State {
     pub ciphertext: RefCell<Vec<u8>>,
     /// Where datagrams land, from the first one on.
     pub datagrams: RefCell<Option<Box<Batch>>>,
+    /// Who sent them.
+    pub senders: Shown,
     /// When a turn last looked at the clock, in nanoseconds.
     pub last_look: Cell<u64>,
     /// Turns that may still go by without looking at it.
@@ -212,6 +214,7 @@ impl State {
             receives_large: Cell::new(false),
             ciphertext: RefCell::default(),
             datagrams: RefCell::default(),
+            senders: Shown::default(),
             last_look: Cell::new(0),
             blind_turns: Cell::new(0),
             last_poll: Cell::new(0),
