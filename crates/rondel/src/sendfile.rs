@@ -14,6 +14,7 @@ use rondel_reactor::{net, sendfile};
 use crate::coroutine::{Coroutine, Waiting};
 use crate::errors::os_error;
 use crate::event_loop::{Loop, turn, watching::Side};
+use crate::ffi::socket::fileno;
 use crate::imports;
 use crate::sock;
 use crate::transport::socket::SocketTransport;
@@ -129,7 +130,7 @@ pub fn to_socket(
     Coroutine::new("_sock_sendfile_native", |waiting| async move {
         let mut progress = Python::attach(|py| Progress::new(file.bind(py), offset, count))?;
         loop {
-            let step = Python::attach(|py| progress.step(py, sock::fileno(socket.bind(py))?))?;
+            let step = Python::attach(|py| progress.step(py, fileno(socket.bind(py))?))?;
             match step {
                 Step::Done => return total(&progress),
                 Step::Some if progress.is_nearly_done() => {}

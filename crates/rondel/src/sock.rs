@@ -19,10 +19,12 @@ use crate::coroutine::{Coroutine, Operation, Waiting};
 use crate::errors::os_error;
 use crate::event_loop::lasting;
 use crate::event_loop::watching::{self, Side};
-use crate::event_loop::{Loop, Watcher};
-use crate::ffi::buffer::{View, bytes_filled_by};
+use crate::event_loop::{Loop, State, Watcher};
+use crate::ffi::buffer::View;
+use crate::ffi::socket::fileno;
 use crate::ffi::stepping::Step;
 use crate::imports;
+use crate::transport::reading;
 
 /// A try: the result, or None when it would block.
 type Attempt = PyResult<Option<Py<PyAny>>>;
@@ -42,10 +44,6 @@ impl Drop for Watching {
             watching::forget_future(py, state, self.fd, self.side, &self.future);
         });
     }
-}
-
-pub fn fileno(sock: &Bound<'_, PyAny>) -> PyResult<RawFd> {
-    sock.call_method0(intern!(sock.py(), "fileno"))?.extract()
 }
 
 /// What asyncio checks before each operation.
@@ -73,9 +71,8 @@ fn watch(
     side: Side,
 ) -> PyResult<Watching> {
     let bound = event_loop.bind(py);
-    let number = sock.call_method0(intern!(py, "fileno"))?;
-    let fd = number.extract()?;
-    watching::check_no_transport(bound, fd, &number)?;
+    let fd = fileno(sock)?;
+    watching::check_no_transport(bound, fd, fd.into_pyobject(py)?.as_any())?;
     let future = bound.call_method0(intern!(py, "create_future"))?.unbind();
     let state = bound.get().state(py);
     if side == Side::Write || !lasting::wait(state, fd, sock, &future) {
@@ -114,7 +111,7 @@ struct Try<F> {
 
 impl<F> Operation for Try<F>
 where
-    F: FnMut(&Bound<'_, PyAny>, &Subjects) -> Attempt,
+    F: FnMut(&State, &Bound<'_, PyAny>, &Subjects) -> Attempt,
 {
     fn resume(&mut self, py: Python<'_>, answer: PyResult<()>) -> PyResult<Step> {
         let watching = self.watching.take();
@@ -124,7 +121,8 @@ where
             Some(watching) => drop(watching.future.call_method0(py, intern!(py, "result"))?),
             None => check(self.event_loop.bind(py), sock)?,
         }
-        if let Some(result) = (self.attempt)(sock, &self.subjects)? {
+        let state = self.event_loop.get().state(py);
+        if let Some(result) = (self.attempt)(state, sock, &self.subjects)? {
             return Ok(Step::Returned(result));
         }
         let watching = watch(py, &self.event_loop, sock, self.side)?;
@@ -156,7 +154,7 @@ fn operation(
     sock: Py<PyAny>,
     side: Side,
     subjects: Subjects,
-    attempt: impl FnMut(&Bound<'_, PyAny>, &Subjects) -> Attempt + 'static,
+    attempt: impl FnMut(&State, &Bound<'_, PyAny>, &Subjects) -> Attempt + 'static,
 ) -> Coroutine {
     let event_loop = event_loop.clone().unbind();
     Coroutine::of_operation(name, Try { event_loop, sock, side, subjects, attempt, watching: None })
@@ -201,10 +199,9 @@ fn integer(py: Python<'_>, value: usize) -> PyResult<Py<PyAny>> {
 /// `loop.sock_recv(sock, n)`
 pub fn recv(event_loop: &Bound<'_, Loop>, sock: Py<PyAny>, n: usize) -> PyResult<Coroutine> {
     let name = "sock_recv";
-    Ok(operation(event_loop, name, sock, Side::Read, [None, None], move |sock, _| {
+    Ok(operation(event_loop, name, sock, Side::Read, [None, None], move |state, sock, _| {
         let py = sock.py();
-        let fd = fileno(sock)?;
-        let received = bytes_filled_by(py, n, |memory| net::recv_uninit(fd, memory))?;
+        let received = reading::receive_at_most(py, state, fileno(sock)?, n)?;
         Ok(tried(py, received)?.map(|bytes| bytes.into_any().unbind()))
     }))
 }
@@ -216,7 +213,7 @@ pub fn recv_into(
     buf: Py<PyAny>,
 ) -> PyResult<Coroutine> {
     let name = "sock_recv_into";
-    Ok(operation(event_loop, name, sock, Side::Read, [Some(buf), None], |sock, subjects| {
+    Ok(operation(event_loop, name, sock, Side::Read, [Some(buf), None], |_, sock, subjects| {
         let py = sock.py();
         let fd = fileno(sock)?;
         let mut view = View::writable(subject(py, subjects, 0)?)?;
@@ -232,7 +229,7 @@ pub fn recvfrom(
     bufsize: usize,
 ) -> PyResult<Coroutine> {
     let name = "sock_recvfrom";
-    Ok(operation(event_loop, name, sock, Side::Read, [None, None], move |sock, _| {
+    Ok(operation(event_loop, name, sock, Side::Read, [None, None], move |_, sock, _| {
         let py = sock.py();
         tried_method(py, sock.call_method1(intern!(py, "recvfrom"), (bufsize,)))
     }))
@@ -246,12 +243,19 @@ pub fn recvfrom_into(
     nbytes: usize,
 ) -> PyResult<Coroutine> {
     let name = "sock_recvfrom_into";
-    Ok(operation(event_loop, name, sock, Side::Read, [Some(buf), None], move |sock, subjects| {
-        let py = sock.py();
-        let buf = subject(py, subjects, 0)?;
-        let size = if nbytes == 0 { buf.len()? } else { nbytes };
-        tried_method(py, sock.call_method1(intern!(py, "recvfrom_into"), (buf, size)))
-    }))
+    Ok(operation(
+        event_loop,
+        name,
+        sock,
+        Side::Read,
+        [Some(buf), None],
+        move |_, sock, subjects| {
+            let py = sock.py();
+            let buf = subject(py, subjects, 0)?;
+            let size = if nbytes == 0 { buf.len()? } else { nbytes };
+            tried_method(py, sock.call_method1(intern!(py, "recvfrom_into"), (buf, size)))
+        },
+    ))
 }
 
 /// `loop.sock_sendall(sock, data)`
@@ -262,22 +266,29 @@ pub fn sendall(
 ) -> PyResult<Coroutine> {
     let mut sent = 0;
     let name = "sock_sendall";
-    Ok(operation(event_loop, name, sock, Side::Write, [Some(data), None], move |sock, subjects| {
-        let py = sock.py();
-        let fd = fileno(sock)?;
-        let view = View::readable(subject(py, subjects, 0)?)?;
-        loop {
-            let rest = view.bytes().get(sent..).unwrap_or_default();
-            if rest.is_empty() && sent > 0 {
-                return Ok(Some(py.None()));
+    Ok(operation(
+        event_loop,
+        name,
+        sock,
+        Side::Write,
+        [Some(data), None],
+        move |_, sock, subjects| {
+            let py = sock.py();
+            let fd = fileno(sock)?;
+            let view = View::readable(subject(py, subjects, 0)?)?;
+            loop {
+                let rest = view.bytes().get(sent..).unwrap_or_default();
+                if rest.is_empty() && sent > 0 {
+                    return Ok(Some(py.None()));
+                }
+                match tried(py, net::send(fd, rest))? {
+                    None => return Ok(None),
+                    Some(_) if rest.is_empty() => return Ok(Some(py.None())),
+                    Some(count) => sent += count,
+                }
             }
-            match tried(py, net::send(fd, rest))? {
-                None => return Ok(None),
-                Some(_) if rest.is_empty() => return Ok(Some(py.None())),
-                Some(count) => sent += count,
-            }
-        }
-    }))
+        },
+    ))
 }
 
 /// `loop.sock_sendto(sock, data, address)`
@@ -288,7 +299,7 @@ pub fn sendto(
     address: Py<PyAny>,
 ) -> PyResult<Coroutine> {
     let subjects = [Some(data), Some(address)];
-    Ok(operation(event_loop, "sock_sendto", sock, Side::Write, subjects, |sock, subjects| {
+    Ok(operation(event_loop, "sock_sendto", sock, Side::Write, subjects, |_, sock, subjects| {
         let py = sock.py();
         let (data, address) = (subject(py, subjects, 0)?, subject(py, subjects, 1)?);
         tried_method(py, sock.call_method1(intern!(py, "sendto"), (data, address)))
@@ -297,7 +308,7 @@ pub fn sendto(
 
 /// `loop.sock_accept(sock)`
 pub fn accept(event_loop: &Bound<'_, Loop>, sock: Py<PyAny>) -> PyResult<Coroutine> {
-    Ok(operation(event_loop, "sock_accept", sock, Side::Read, [None, None], |sock, _| {
+    Ok(operation(event_loop, "sock_accept", sock, Side::Read, [None, None], |_, sock, _| {
         let py = sock.py();
         let accepted = tried_method(py, sock.call_method0(intern!(py, "accept")))?;
         if let Some(pair) = &accepted {

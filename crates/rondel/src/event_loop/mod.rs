@@ -56,7 +56,7 @@ use crate::ffi::confined::Confined;
 use crate::ffi::handle::HandleRef;
 use crate::ffi::queued_call::QueuedCall;
 use crate::ffi::shared_context::Spare;
-use crate::transport::gathering::Gathered;
+use crate::transport::{address::Shown, gathering::Gathered};
 use crate::watch::Watching;
 
 /// A step of native code on a Python object (a transport), scheduled like a callback.
@@ -137,10 +137,14 @@ pub struct State {
     pub spare_context: Spare,
     /// Where small reads land before they become `bytes`.
     pub scratch: RefCell<Vec<u8>>,
+    /// What `sock_recv` received last was too large to be copied.
+    pub receives_large: Cell<bool>,
     /// Where ciphertext lands before it is decrypted.
     pub ciphertext: RefCell<Vec<u8>>,
     /// Where datagrams land, from the first one on.
     pub datagrams: RefCell<Option<Box<Batch>>>,
+    /// Who sent them.
+    pub senders: Shown,
     /// When a turn last looked at the clock, in nanoseconds.
     pub last_look: Cell<u64>,
     /// Turns that may still go by without looking at it.
@@ -207,8 +211,10 @@ impl State {
             gathered: Gathered::default(),
             spare_context: Spare::default(),
             scratch: RefCell::default(),
+            receives_large: Cell::new(false),
             ciphertext: RefCell::default(),
             datagrams: RefCell::default(),
+            senders: Shown::default(),
             last_look: Cell::new(0),
             blind_turns: Cell::new(0),
             last_poll: Cell::new(0),

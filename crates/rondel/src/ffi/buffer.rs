@@ -11,10 +11,13 @@ use pyo3::types::PyBytes;
 /// A contiguous view of a bytes-like object's memory (PEP 3118), released when dropped.
 ///
 /// While the view exists its exporter does not move the memory (a bytearray refuses to resize).
-pub struct View<'py> {
-    py: Python<'py>,
+pub struct View<'py>(Exporter<'py>);
+
+enum Exporter<'py> {
+    /// What is sent most: its memory never moves, so a reference is enough.
+    Bytes(Bound<'py, PyBytes>),
     // Boxed because the buffer protocol forbids to move a filled view.
-    raw: Box<ffi::Py_buffer>,
+    Other(Box<ffi::Py_buffer>, Python<'py>),
 }
 
 impl<'py> View<'py> {
@@ -23,7 +26,10 @@ impl<'py> View<'py> {
     /// # Errors
     /// `TypeError` for what is not bytes-like, `BufferError` when its memory is not contiguous.
     pub fn readable(object: &Bound<'py, PyAny>) -> PyResult<Self> {
-        Self::request(object, ffi::PyBUF_SIMPLE)
+        match object.cast_exact::<PyBytes>() {
+            Ok(bytes) => Ok(View(Exporter::Bytes(bytes.clone()))),
+            Err(_) => Self::request(object, ffi::PyBUF_SIMPLE),
+        }
     }
 
     /// A view for writing into the object.
@@ -46,41 +52,46 @@ impl<'py> View<'py> {
         if unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *raw, flags) } < 0 {
             return Err(PyErr::fetch(py));
         }
-        Ok(View { py, raw })
+        Ok(View(Exporter::Other(raw, py)))
     }
 
     /// How many bytes there are.
     pub fn len(&self) -> usize {
-        // Lengths of buffers are never negative.
-        self.raw.len.unsigned_abs()
+        self.bytes().len()
     }
 
     /// The bytes. Other Python threads may change them only while this one lets go of the GIL,
     /// which no caller does while it holds the slice.
     pub fn bytes(&self) -> &[u8] {
-        if self.raw.len == 0 {
+        let raw = match &self.0 {
+            Exporter::Bytes(bytes) => return bytes.as_bytes(),
+            Exporter::Other(raw, _) => raw,
+        };
+        if raw.len == 0 {
             return &[];
         }
-        // SAFETY: a filled view has `len` readable bytes at `buf` until it is released; see above
-        // for why nobody writes to them meanwhile.
-        unsafe { slice::from_raw_parts(self.raw.buf.cast(), self.len()) }
+        // SAFETY: a filled view has `len` (never negative) readable bytes at `buf` until it is
+        // released; see above for why nobody writes to them meanwhile.
+        unsafe { slice::from_raw_parts(raw.buf.cast(), raw.len.unsigned_abs()) }
     }
 
     /// The bytes of a writable view, to receive into.
     pub fn bytes_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        if self.raw.len == 0 || self.raw.readonly != 0 {
-            return &mut [];
-        }
+        let raw = match &self.0 {
+            Exporter::Other(raw, _) if raw.len > 0 && raw.readonly == 0 => raw,
+            _ => return &mut [],
+        };
         // SAFETY: as in `bytes`; the view is writable, and `&mut self` makes this the only slice.
-        unsafe { slice::from_raw_parts_mut(self.raw.buf.cast(), self.len()) }
+        unsafe { slice::from_raw_parts_mut(raw.buf.cast(), raw.len.unsigned_abs()) }
     }
 }
 
 impl Drop for View<'_> {
     fn drop(&mut self) {
-        let _attached = self.py;
-        // SAFETY: attached, and the view was filled by PyObject_GetBuffer and is released once.
-        unsafe { ffi::PyBuffer_Release(&raw mut *self.raw) };
+        if let Exporter::Other(raw, _attached) = &mut self.0 {
+            // SAFETY: attached, and the view was filled by PyObject_GetBuffer and is released once.
+            unsafe { ffi::PyBuffer_Release(&raw mut **raw) };
+        }
     }
 }
 

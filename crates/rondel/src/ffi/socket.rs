@@ -11,6 +11,7 @@ use std::os::fd::RawFd;
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::imports;
@@ -20,6 +21,29 @@ use crate::imports;
 struct Native {
     head: ffi::PyObject,
     fd: RawFd,
+}
+
+/// What `sock.fileno()` answers, without the call if it is a `socket.socket`, which has no attributes
+/// that the program could have changed, and of which one was seen to be a [`Native`].
+///
+/// # Errors
+/// What the object's `fileno()` raises.
+#[inline]
+pub fn fileno(sock: &Bound<'_, PyAny>) -> PyResult<RawFd> {
+    static ARE_NATIVE: PyOnceLock<()> = PyOnceLock::new();
+    let py = sock.py();
+    if !sock.get_type().is(imports::socket_type(py)?) {
+        return sock.call_method0(intern!(py, "fileno"))?.extract();
+    }
+    if ARE_NATIVE.get(py).is_none() {
+        let known = Socket::new(sock)?;
+        if known.is_native && known.number >= 0 {
+            let _ = ARE_NATIVE.set(py, ());
+        }
+        return Ok(known.number);
+    }
+    // SAFETY: attached, and the object, which is alive, begins as another one of its class does.
+    Ok(unsafe { (*sock.as_ptr().cast::<Native>()).fd })
 }
 
 /// A Python socket object, or one that is used like it, and the descriptor that it had when the

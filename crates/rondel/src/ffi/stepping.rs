@@ -6,10 +6,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-use pyo3::exceptions::{PyBaseException, PyStopIteration};
+use pyo3::exceptions::PyStopIteration;
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+
+use super::stop_iteration::stop;
 
 /// What a step came to.
 pub enum Step {
@@ -65,7 +66,7 @@ unsafe extern "C" fn iternext<T: Steps>(slf: *mut PyObject) -> *mut PyObject {
         super::attached(|py| {
             match step::<T>(py, slf) {
                 Ok(Step::Yielded(object)) => return object.into_ptr(),
-                Ok(Step::Returned(value)) => stop(value.bind(py)),
+                Ok(Step::Returned(value)) => stop(py, value.into_ptr()),
                 Err(error) => error.restore(py),
             }
             ptr::null_mut()
@@ -97,19 +98,4 @@ unsafe extern "C" fn send<T: Steps>(
             }
         })
     }
-}
-
-/// Raises StopIteration with a value.
-fn stop(value: &Bound<'_, PyAny>) {
-    let py = value.py();
-    if value.is_none() {
-        return; // without an exception it means None
-    }
-    if value.is_instance_of::<PyTuple>() || value.is_instance_of::<PyBaseException>() {
-        // These would be taken for the exception's arguments, or for the exception.
-        PyStopIteration::new_err((value.clone().unbind(),)).restore(py);
-        return;
-    }
-    // SAFETY: attached; both objects are live.
-    unsafe { ffi::PyErr_SetObject(ffi::PyExc_StopIteration, value.as_ptr()) };
 }

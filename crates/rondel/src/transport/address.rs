@@ -1,5 +1,6 @@
 //! Socket addresses as Python's socket module shows them.
 
+use std::cell::RefCell;
 use std::net::{SocketAddrV4, SocketAddrV6};
 
 use pyo3::prelude::*;
@@ -10,6 +11,7 @@ use crate::imports;
 
 /// An address as a transport keeps it: those of the Internet in a quarter of the 136 bytes that room
 /// for any family takes, twice for each connection.
+#[derive(Clone, PartialEq)]
 pub enum Kept {
     V4(SocketAddrV4),
     V6(SocketAddrV6),
@@ -36,6 +38,51 @@ impl Kept {
             Kept::V6(v6) => (*v6).into(),
             Kept::Other(other) => (**other).clone(),
         }
+    }
+
+    /// Where an Internet address is found among those of [`Shown`].
+    fn place(&self) -> Option<usize> {
+        let (host, port) = match self {
+            Kept::V4(v4) => (v4.ip().to_bits(), v4.port()),
+            Kept::V6(v6) => ((v6.ip().to_bits() >> 32 ^ v6.ip().to_bits()) as u32, v6.port()),
+            Kept::Other(_) => return None,
+        };
+        Some((host ^ host >> 16 ^ u32::from(port)) as usize % PLACES)
+    }
+}
+
+/// How many addresses [`Shown`] remembers.
+const PLACES: usize = 256;
+
+/// Internet addresses that were shown to Python lately. The peers of a datagram socket come again and
+/// again, by turns, and to make a tuple with a text in it costs more than to receive does.
+#[derive(Default)]
+pub struct Shown(RefCell<Vec<Option<Pair>>>);
+
+/// An address and what Python sees of it.
+pub type Pair = (Kept, Py<PyAny>);
+
+impl Shown {
+    /// As [`to_python`].
+    pub fn to_python(&self, py: Python<'_>, address: &Kept) -> PyResult<Py<PyAny>> {
+        let place = address.place();
+        if let Some(place) = place
+            && let Some(Some((known, object))) = self.0.borrow().get(place)
+            && known == address
+        {
+            return Ok(object.clone_ref(py));
+        }
+        let object = to_python(py, &address.full())?.unbind();
+        if let Some(place) = place {
+            let mut all = self.0.borrow_mut();
+            if all.is_empty() {
+                all.resize_with(PLACES, || None);
+            }
+            let before = all[place].replace((address.clone(), object.clone_ref(py)));
+            drop(all);
+            drop(before);
+        }
+        Ok(object)
     }
 }
 

@@ -37,6 +37,8 @@ use crate::streams::reader::{self, StreamReader};
 pub const MAX_READ: usize = 256 * 1024;
 /// Scratch memory; from this size on copying costs more than allocating.
 pub const SCRATCH: usize = 32 * 1024;
+/// The most that it grows to.
+const MOST_SCRATCH: usize = 64 * 1024;
 /// Reads of one connection in one turn, so that a fast peer cannot starve the others.
 pub const READS_PER_TURN: usize = 4;
 
@@ -257,9 +259,8 @@ fn receive_behind(
     {
         return net::recv_append(fd, memory, size).map(|received| Ok((received, size)));
     }
-    let mut scratch = state.scratch.take();
-    scratch.resize(SCRATCH, 0);
-    let received = net::recv(fd, &mut scratch);
+    let mut scratch = take_scratch(state, SCRATCH);
+    let received = net::recv(fd, &mut scratch[..SCRATCH]);
     let result = received
         .map(|received| buffer.append(py, &scratch[..received]).map(|()| (received, SCRATCH)));
     drop(state.scratch.replace(scratch));
@@ -349,13 +350,44 @@ pub fn receive_by<'py>(
         let received = bytes_filled_by(py, size, |memory| into_bytes(fd, memory))?;
         return Ok(received.map(|data| (data, size)));
     }
-    // Taken out while bytes are allocated from it: allocating can run the collector.
-    let mut scratch = state.scratch.take();
-    scratch.resize(SCRATCH, 0);
-    let received = into_scratch(fd, &mut scratch);
+    let mut scratch = take_scratch(state, SCRATCH);
+    let received = into_scratch(fd, &mut scratch[..SCRATCH]);
     let data = received.map(|count| (PyBytes::new(py, &scratch[..count]), SCRATCH));
     state.scratch.replace(scratch);
     Ok(data)
+}
+
+/// The loop's scratch memory, of that size at least. It is taken out while bytes are allocated from it:
+/// allocating can run the collector.
+fn take_scratch(state: &State, size: usize) -> Vec<u8> {
+    let mut scratch = state.scratch.take();
+    if scratch.len() < size {
+        scratch.resize(size, 0);
+    }
+    scratch
+}
+
+/// Receives once, up to `size` bytes, into new bytes; for a program that asks for more than it
+/// usually gets. A datagram is not cut off, so there must be room for all that was asked for.
+pub fn receive_at_most<'py>(
+    py: Python<'py>,
+    state: &State,
+    fd: RawFd,
+    size: usize,
+) -> PyResult<io::Result<Bound<'py, PyBytes>>> {
+    let received = if size > MOST_SCRATCH || state.receives_large.get() {
+        bytes_filled_by(py, size, |memory| net::recv_uninit(fd, memory))?
+    } else {
+        let mut scratch = take_scratch(state, size);
+        let received = net::recv(fd, &mut scratch[..size]);
+        let data = received.map(|count| PyBytes::new(py, &scratch[..count]));
+        state.scratch.replace(scratch);
+        data
+    };
+    if let Ok(data) = &received {
+        state.receives_large.set(data.as_bytes().len() > SCRATCH);
+    }
+    Ok(received)
 }
 
 fn read_into_protocol(this: &Bound<'_, SocketTransport>, stream: &Stream) -> PyResult<Outcome> {

@@ -12,13 +12,14 @@ use std::collections::VecDeque;
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyContext, PyDict, PyTuple};
+use pyo3::types::{PyContext, PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use rondel_reactor::poller::{LEVEL_IS_NATIVE, Readiness, Watch};
 use rondel_reactor::slab::Key;
-use socket2::SockAddr;
 
+use self::receiving::Arrived;
 use self::sending::{Destination, Unsent};
+use super::address::Pair;
 use super::endpoint::Endpoint;
 use super::flow::{self, Flow};
 use crate::event_loop::{Loop, Target, turn, watching};
@@ -54,14 +55,14 @@ struct Port {
     lost_reason: RefCell<Option<PyErr>>,
 
     read_paused: Cell<bool>,
-    /// Datagrams that were received and wait for the protocol, with their senders.
-    arrived: RefCell<VecDeque<(Py<PyBytes>, Py<PyAny>)>>,
-    /// Who sent the last datagram, natively and for Python: usually it is the same one again, and
-    /// usually the answer goes there.
-    last_sender: RefCell<Option<(SockAddr, Py<PyAny>)>>,
+    /// Datagrams that were received and wait for the protocol.
+    arrived: RefCell<VecDeque<Arrived>>,
+    /// Who sent the datagram that the protocol got last, natively and for Python: usually the answer
+    /// goes there.
+    last_sender: RefCell<Option<Pair>>,
 
     /// The last address that was parsed for sending.
-    last_target: RefCell<Option<(SockAddr, Py<PyAny>)>>,
+    last_target: RefCell<Option<Pair>>,
     queue: RefCell<VecDeque<Unsent>>,
     /// What flow control counts of the queue, in bytes.
     queued: Cell<usize>,

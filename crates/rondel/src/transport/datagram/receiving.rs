@@ -9,15 +9,23 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rondel_reactor::datagrams::{INTERNET_ROOM, LARGEST_ROOM};
 use rondel_reactor::net;
-use socket2::SockAddr;
 
-use super::super::address;
+use super::super::address::Kept;
 use super::{DatagramTransport, Port, fatal_error};
 use crate::errors::os_error;
 use crate::event_loop::{Loop, turn};
 use crate::ffi::context;
 
 const READ_ERROR: &str = "Fatal read error on datagram transport";
+
+/// A datagram that was received.
+pub struct Arrived {
+    data: Py<PyBytes>,
+    /// Its sender's address, as the protocol gets it.
+    sender: Py<PyAny>,
+    /// The same for system calls, if it is an address of a kind known here.
+    native: Option<Kept>,
+}
 
 /// Something has arrived, or an error.
 pub fn ready(this: &Bound<'_, DatagramTransport>, port: &Port) -> PyResult<()> {
@@ -53,8 +61,12 @@ fn receive(event_loop: &Bound<'_, Loop>, port: &Port, room: usize) -> PyResult<(
         Ok(count) => (0..*count).try_for_each(|index| {
             let (data, sender) = batch.datagram(index);
             let data = PyBytes::new(py, data).unbind();
-            let sender = sender_object(py, port, sender)?;
-            port.arrived.borrow_mut().push_back((data, sender));
+            let native = sender.map(Kept::from);
+            let sender = match &native {
+                Some(native) => state.senders.to_python(py, native)?,
+                None => py.None(),
+            };
+            port.arrived.borrow_mut().push_back(Arrived { data, sender, native });
             Ok(())
         }),
     };
@@ -62,26 +74,13 @@ fn receive(event_loop: &Bound<'_, Loop>, port: &Port, room: usize) -> PyResult<(
     result
 }
 
-/// A sender's address as a Python object.
-fn sender_object(py: Python<'_>, port: &Port, sender: Option<SockAddr>) -> PyResult<Py<PyAny>> {
-    let Some(sender) = sender else { return Ok(py.None()) };
-    if let Some((known, object)) = &*port.last_sender.borrow()
-        && *known == sender
-    {
-        return Ok(object.clone_ref(py));
-    }
-    let object = address::to_python(py, &sender)?.unbind();
-    let before = port.last_sender.replace(Some((sender, object.clone_ref(py))));
-    drop(before);
-    Ok(object)
-}
-
 /// For families whose addresses only Python's socket module knows.
 fn receive_by_object(py: Python<'_>, port: &Port) -> PyResult<()> {
     let Some(sock) = port.endpoint.socket(py)? else { return Ok(()) };
     let received = sock.call_method1(intern!(py, "recvfrom"), (LARGEST_ROOM,))?;
     let pair = received.extract::<(Bound<'_, PyBytes>, Py<PyAny>)>()?;
-    port.arrived.borrow_mut().push_back((pair.0.unbind(), pair.1));
+    let arrived = Arrived { data: pair.0.unbind(), sender: pair.1, native: None };
+    port.arrived.borrow_mut().push_back(arrived);
     Ok(())
 }
 
@@ -92,8 +91,12 @@ fn deliver(this: &Bound<'_, DatagramTransport>, port: &Port) -> PyResult<()> {
     loop {
         let delivered = context::run_in(port.context.bind(py), || {
             while port.is_reading() {
-                let Some((data, sender)) = port.arrived.borrow_mut().pop_front() else { break };
+                let Some(next) = port.arrived.borrow_mut().pop_front() else { break };
                 let Some(protocol) = port.protocol(py) else { break };
+                let Arrived { data, sender, native } = next;
+                if let Some(native) = native {
+                    drop(port.last_sender.replace(Some((native, sender.clone_ref(py)))));
+                }
                 protocol.call_method1(intern!(py, "datagram_received"), (data, sender))?;
             }
             Ok(())

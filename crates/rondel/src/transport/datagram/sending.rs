@@ -13,7 +13,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
 use rondel_reactor::net;
 use socket2::SockAddr;
 
-use super::super::{address, flow, socket::Chunk, writing};
+use super::super::{address, address::Kept, flow, socket::Chunk, writing};
 use super::{DatagramTransport, Port, fatal_error, lose, update_watch};
 use crate::errors::os_error;
 use crate::ffi::buffer::View;
@@ -129,12 +129,12 @@ fn destination(
         if let Some((native, object)) = &*known.borrow()
             && object.is(addr)
         {
-            return Ok(Destination::Native(native.clone()));
+            return Ok(Destination::Native(native.full()));
         }
     }
     match address::from_literal(addr, port.endpoint.family())? {
         Some(native) => {
-            let new = Some((native.clone(), addr.clone().unbind()));
+            let new = Some((Kept::from(native.clone()), addr.clone().unbind()));
             drop(port.last_target.replace(new));
             Ok(Destination::Native(native))
         }
