@@ -62,7 +62,7 @@ impl Kind {
 
 /// What a step leads to.
 pub enum Step<'py> {
-    /// The future to wait for; it is marked as waited for.
+    /// The future to wait for; it is marked as waited for. None: the next turn.
     Wait(Bound<'py, PyAny>),
     Done(Bound<'py, PyAny>),
     /// This coroutine does the rest, beginning with an answer to it.
@@ -83,7 +83,10 @@ pub fn step<'py>(
     let owner = operation.owner(py)?;
     let kind = operation.kind();
     match kind {
-        Kind::Drain => return writer::drain(&owner),
+        Kind::Drain => {
+            answer?;
+            return writer::drain(&owner, waited.is_some());
+        }
         Kind::Sync(kind) => return sync::step(kind, &owner, operation, waited, answer),
         _ => {}
     }

@@ -54,8 +54,9 @@ impl StreamWriter {
 }
 
 /// `drain()`: done at once unless the protocol was asked to pause, the connection is closing or lost.
-/// Then asyncio's own does the rest.
-pub fn drain<'py>(writer: &Bound<'py, PyAny>) -> PyResult<Step<'py>> {
+/// Then asyncio's own does the rest. Who writes much without ever having to wait gives way once in a
+/// while, as `sleep(0)` does.
+pub fn drain<'py>(writer: &Bound<'py, PyAny>, gave_way: bool) -> PyResult<Step<'py>> {
     let py = writer.py();
     let state = writer.cast::<StreamWriter>()?.get().state.get(py);
     if let Some(reader) = state.reader.value(py) {
@@ -73,7 +74,11 @@ pub fn drain<'py>(writer: &Bound<'py, PyAny>) -> PyResult<Step<'py>> {
     let transport = state.transport.get(py, CLASS, "_transport")?;
     let protocol = state.protocol.get(py, CLASS, "_protocol")?;
     if !is_closing(&transport)? && has_room(&protocol)? {
-        return Ok(Step::Done(py.None().into_bound(py)));
+        let none = py.None().into_bound(py);
+        let gives_way = !gave_way
+            && (transport.cast_exact::<SocketTransport>())
+                .is_ok_and(|socket| writing::gives_way(socket.get().stream(py)));
+        return Ok(if gives_way { Step::Wait(none) } else { Step::Done(none) });
     }
     let rest = imports::stream_writer(py)?.call_method1(intern!(py, "drain"), (writer,))?;
     Ok(Step::Delegate(rest, Ok(())))
