@@ -69,6 +69,30 @@ pub enum Step<'py> {
     Delegate(Bound<'py, PyAny>, PyResult<()>),
 }
 
+/// The answer of a first step that finds what it is after: the usual case when lines are read, without
+/// what [`step`] has to look at for the others. None says that [`step`] is to do it.
+#[inline]
+pub fn at_once<'py>(operation: Operation<'_>, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+    let kind = operation.kind();
+    if !matches!(kind, Kind::ReadLine | Kind::Next | Kind::ReadExactly) {
+        return None;
+    }
+    let owner = operation.owner(py).ok()?;
+    let state = owner.cast::<StreamReader>().ok()?.get().state(py);
+    if state.paused.get() || state.exception.is_some(py) {
+        return None;
+    }
+    let mut buffer = state.buffer.borrow_mut();
+    let count = if kind == Kind::ReadExactly {
+        let size = usize::try_from(operation.size()).ok()?;
+        (size > 0 && size <= buffer.len(py)).then_some(size)?
+    } else {
+        let newline = buffer.look(py, |bytes| memchr::memchr(b'\n', bytes)).ok()??;
+        (newline <= state.limit.get()).then_some(newline + 1)?
+    };
+    buffer.take(py, count).ok()
+}
+
 /// Goes on with an operation: from its start, or after the wait for the future `waited`.
 ///
 /// # Errors
