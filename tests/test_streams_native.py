@@ -428,6 +428,47 @@ def test_drain_waits_while_the_peer_does_not_read(run: Run) -> None:
     run(main)
 
 
+def test_who_writes_without_having_to_wait_gives_way(run: Run) -> None:
+    async def main() -> None:
+        async with served() as ((_, writer), (there, _)):
+            turns_of_others = 0
+
+            async def others() -> None:
+                nonlocal turns_of_others
+                while True:
+                    turns_of_others += 1
+                    await asyncio.sleep(0)
+
+            other = asyncio.create_task(others())
+            for _ in range(8):
+                writer.write(bytes(65536))
+                await writer.drain()
+            assert turns_of_others >= 6
+            other.cancel()
+            await there.readexactly(8 * 65536)
+
+    run(main)
+
+
+def test_an_answer_is_not_held_up_and_giving_way_can_be_cancelled(run: Run) -> None:
+    async def main() -> None:
+        async with served() as ((reader, writer), (there, back)):
+            for _ in range(3):
+                back.write(b"question")
+                await reader.readexactly(8)
+                writer.write(bytes(65536))
+                with pytest.raises(StopIteration):
+                    writer.drain().send(None)
+                await there.readexactly(65536)
+            writer.write(b"more")
+            giving_way = writer.drain()
+            assert giving_way.send(None) is None
+            with pytest.raises(asyncio.CancelledError):
+                giving_way.throw(asyncio.CancelledError())
+
+    run(main)
+
+
 def test_drain_raises_what_the_connection_ended_with(run: Run) -> None:
     async def main() -> None:
         async with served() as ((reader, writer), (_, there)):

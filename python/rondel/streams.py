@@ -75,6 +75,10 @@ else:
     _get_event_loop = events._get_event_loop  # type: ignore[attr-defined]
 
 
+StreamReader._own_methods()
+StreamWriter._own_methods()
+
+
 class StreamReaderProtocol(_StockProtocol):
     """Between a transport and a StreamReader; a server's connections get native StreamWriters."""
 

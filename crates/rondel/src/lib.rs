@@ -118,5 +118,7 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pools::add_processes(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     ffi::transport::install(py)?;
+    ffi::streams::install_reader(&py.get_type::<streams::reader::StreamReader>())?;
+    ffi::streams::install_writer(&py.get_type::<streams::writer::StreamWriter>())?;
     ffi::scheduling::install(&py.get_type::<event_loop::Loop>())
 }

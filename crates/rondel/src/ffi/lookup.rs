@@ -43,13 +43,14 @@ pub fn calls(
 }
 
 /// Whether the object has attributes of its own. For objects of native classes that keep their
-/// `__dict__` by a pointer which is null until it is needed.
+/// `__dict__` by a pointer, which is null until it is needed (on Python 3.11 an empty one is made at once).
 #[inline]
 pub fn has_attributes(object: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: attached; the place that is returned, if any, is inside the live object.
+    // SAFETY: attached; the place that is returned, if any, is inside the live object, and holds null or
+    // a dict.
     unsafe {
         let place = _PyObject_GetDictPtr(object.as_ptr());
-        !place.is_null() && !(*place).is_null()
+        !place.is_null() && !(*place).is_null() && ffi::PyDict_Size(*place) != 0
     }
 }
 

@@ -9,9 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
 use pyo3::PyClass;
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::{self, Py_ssize_t, PyMethodDef, PyObject};
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyType};
+use pyo3::types::{PyString, PyTuple, PyType};
 
 const FAST: c_int = ffi::METH_FASTCALL | ffi::METH_KEYWORDS;
 
@@ -71,6 +72,67 @@ pub(super) unsafe fn guard<T: PyClass>(
     // SAFETY: by this function's contract.
     unsafe { super::attached(|py| error.restore(py)) };
     ptr::null_mut()
+}
+
+/// The only argument that a method takes, by position or by name, if it was given.
+///
+/// # Errors
+/// `TypeError` that names the method when there are more, or others.
+///
+/// # Safety
+/// Attached; what CPython gave to a method with these flags: there are `nargs` values, and one for each
+/// name behind them.
+#[inline]
+pub(super) unsafe fn only_argument<'py>(
+    py: Python<'py>,
+    (method, argument): (&str, &str),
+    (args, nargs, kwnames): (*const *mut PyObject, Py_ssize_t, *mut PyObject),
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    // SAFETY: by this function's contract.
+    unsafe {
+        if nargs == 0 && kwnames.is_null() {
+            return Ok(None);
+        }
+        if nargs != 1 || !kwnames.is_null() {
+            let names = Bound::from_borrowed_ptr_or_opt(py, kwnames);
+            check_named((method, argument), nargs.unsigned_abs(), names)?;
+        }
+        // By position or by name, it is the first value.
+        Ok(Some(Bound::from_borrowed_ptr(py, *args)))
+    }
+}
+
+/// Whether the only argument has its name.
+#[cold]
+fn check_named(
+    (method, argument): (&str, &str),
+    nargs: usize,
+    names: Option<Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let names: Vec<String> = match &names {
+        Some(names) => names.cast::<PyTuple>()?.extract()?,
+        None => Vec::new(),
+    };
+    let problem = match (nargs, names.as_slice()) {
+        (0, [name]) if name == argument => return Ok(()),
+        (1, []) => return Ok(()),
+        (1, [name, ..]) if name == argument => {
+            format!("got multiple values for argument '{argument}'")
+        }
+        (0 | 1, names) => {
+            let unknown = names.iter().find(|name| *name != argument);
+            format!("got an unexpected keyword argument '{}'", unknown.map_or("", String::as_str))
+        }
+        (count, _) => format!("takes 1 positional argument but {count} were given"),
+    };
+    Err(PyTypeError::new_err(format!("{method}() {problem}")))
+}
+
+/// The error of an argument that was not given.
+#[cold]
+pub(super) fn missing((method, argument): (&str, &str)) -> PyErr {
+    let text = format!("{method}() missing 1 required positional argument: '{argument}'");
+    PyTypeError::new_err(text)
 }
 
 /// Puts raw methods onto a type.

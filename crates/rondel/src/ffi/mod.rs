@@ -13,6 +13,7 @@
 //! | [`scheduling`] | the loop's hot methods (`call_soon` and relatives) as raw vectorcall methods |
 //! | `tasks` | create_task() likewise |
 //! | [`transport`] | a stream transport's write() likewise |
+//! | [`streams`] | the streams' read(), readline(), write() and drain() likewise |
 //! | `huge_pages` | huge pages for large objects of a worker process |
 //! | `stop_iteration` | raising StopIteration with a value |
 //! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
@@ -50,6 +51,7 @@ pub mod shared_context;
 pub mod socket;
 pub mod stepping;
 mod stop_iteration;
+pub mod streams;
 mod tasks;
 pub mod transport;
 mod types;

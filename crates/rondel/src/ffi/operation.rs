@@ -215,16 +215,20 @@ unsafe fn resume(
             }
             Phase::New | Phase::Waiting | Phase::Delegating => {}
         }
+        let object = NonNull::new_unchecked(this);
+        let operation = Operation { object, alive: PhantomData };
+        if before == Phase::New
+            && let Some(value) = operation::at_once(operation, py)
+        {
+            finish(this);
+            return Ok(Sent::Returned(value.into_ptr()));
+        }
         (*this).phase = Phase::Running;
         let waited = ptr::replace(&raw mut (*this).waiting, ptr::null_mut());
         let waited = Bound::from_owned_ptr_or_opt(py, waited);
-        let object = NonNull::new_unchecked(this);
         let outcome = catch_unwind(AssertUnwindSafe(|| match (before, waited) {
             (Phase::Delegating, Some(inner)) => Ok(Step::Delegate(inner, answer)),
-            (_, waited) => {
-                let operation = Operation { object, alive: PhantomData };
-                operation::step(py, operation, waited, answer)
-            }
+            (_, waited) => operation::step(py, operation, waited, answer),
         }));
         let step = outcome.unwrap_or_else(|payload| Err(crate::panic_error(&*payload)));
         let sent = match step {
@@ -464,7 +468,9 @@ unsafe extern "C" fn dealloc(object: *mut PyObject) {
             let name = (*this).kind.qualified_name();
             super::attached(|py| coroutine::warn_never_awaited(py, &name));
         }
-        finish(this);
+        if (*this).phase != Phase::Done {
+            finish(this);
+        }
         let kind = ffi::Py_TYPE(object);
         {
             let mut free = FREE.get(py).borrow_mut();

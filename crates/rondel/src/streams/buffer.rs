@@ -125,15 +125,17 @@ impl Buffer {
     /// # Errors
     /// As [`Buffer::append`].
     pub fn take<'py>(&mut self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let count = count.min(self.len(py));
-        if let Storage::Piece(piece) = &self.storage
-            && count == piece.as_bytes(py).len()
-        {
-            let whole = piece.bind(py).clone();
-            self.skip(py, count)?;
-            return Ok(whole);
-        }
-        let taken = self.look(py, |bytes| PyBytes::new(py, &bytes[..count]))?;
+        let taken = match &self.storage {
+            Storage::Piece(piece) if self.start == 0 && count >= piece.as_bytes(py).len() => {
+                piece.bind(py).clone()
+            }
+            Storage::Own(bytes) if count < bytes.len() - self.start => {
+                let taken = PyBytes::new(py, &bytes[self.start..self.start + count]);
+                self.start += count;
+                return Ok(taken);
+            }
+            _ => self.look(py, |bytes| PyBytes::new(py, &bytes[..count.min(bytes.len())]))?,
+        };
         self.skip(py, count)?;
         Ok(taken)
     }

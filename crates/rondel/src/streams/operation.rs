@@ -62,11 +62,35 @@ impl Kind {
 
 /// What a step leads to.
 pub enum Step<'py> {
-    /// The future to wait for; it is marked as waited for.
+    /// The future to wait for; it is marked as waited for. None: the next turn.
     Wait(Bound<'py, PyAny>),
     Done(Bound<'py, PyAny>),
     /// This coroutine does the rest, beginning with an answer to it.
     Delegate(Bound<'py, PyAny>, PyResult<()>),
+}
+
+/// The answer of a first step that finds what it is after: the usual case when lines are read, without
+/// what [`step`] has to look at for the others. None says that [`step`] is to do it.
+#[inline]
+pub fn at_once<'py>(operation: Operation<'_>, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+    let kind = operation.kind();
+    if !matches!(kind, Kind::ReadLine | Kind::Next | Kind::ReadExactly) {
+        return None;
+    }
+    let owner = operation.owner(py).ok()?;
+    let state = owner.cast::<StreamReader>().ok()?.get().state(py);
+    if state.paused.get() || state.exception.is_some(py) {
+        return None;
+    }
+    let mut buffer = state.buffer.borrow_mut();
+    let count = if kind == Kind::ReadExactly {
+        let size = usize::try_from(operation.size()).ok()?;
+        (size > 0 && size <= buffer.len(py)).then_some(size)?
+    } else {
+        let newline = buffer.look(py, |bytes| memchr::memchr(b'\n', bytes)).ok()??;
+        (newline <= state.limit.get()).then_some(newline + 1)?
+    };
+    buffer.take(py, count).ok()
 }
 
 /// Goes on with an operation: from its start, or after the wait for the future `waited`.
@@ -83,7 +107,10 @@ pub fn step<'py>(
     let owner = operation.owner(py)?;
     let kind = operation.kind();
     match kind {
-        Kind::Drain => return writer::drain(&owner),
+        Kind::Drain => {
+            answer?;
+            return writer::drain(&owner, waited.is_some());
+        }
         Kind::Sync(kind) => return sync::step(kind, &owner, operation, waited, answer),
         _ => {}
     }

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use pyo3::exceptions::{PyAssertionError, PyNotImplementedError, PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyInt, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyInt, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::Attribute;
@@ -214,6 +214,32 @@ fn until_any<'py>(
     Operation::create(Kind::ReadUntil, slf, Some(sorted.into_any()), 0)
 }
 
+/// `read(n)`
+pub fn read<'py>(
+    slf: &Bound<'py, StreamReader>,
+    n: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let size = match n {
+        None => -1,
+        Some(n) => match plain_size(n) {
+            Some(size) => size,
+            None => return stock(slf, "read", Some(n)),
+        },
+    };
+    if has_own(slf, if size < 0 { &["read"] } else { &[] })? {
+        return stock(slf, "read", n);
+    }
+    Operation::create(if size < 0 { Kind::ReadAll } else { Kind::Read }, slf, None, size)
+}
+
+/// `readline()`
+pub fn readline<'py>(slf: &Bound<'py, StreamReader>) -> PyResult<Bound<'py, PyAny>> {
+    if has_own(slf, &["readuntil"])? {
+        return stock(slf, "readline", None);
+    }
+    Operation::create(Kind::ReadLine, slf, None, 0)
+}
+
 #[pymethods]
 impl StreamReader {
     #[new]
@@ -242,23 +268,13 @@ impl StreamReader {
         Ok(())
     }
 
-    // ---- reading
-
-    /// Read up to n bytes as soon as there are any; with n = -1 everything up to the end.
-    #[pyo3(signature = (n=Given(None)), text_signature = "($self, n=-1)")]
-    fn read<'py>(slf: &Bound<'py, Self>, n: Given<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let size = match &n.0 {
-            None => -1,
-            Some(n) => match plain_size(n) {
-                Some(size) => size,
-                None => return stock(slf, "read", Some(n)),
-            },
-        };
-        if has_own(slf, if size < 0 { &["read"] } else { &[] })? {
-            return stock(slf, "read", n.0.as_ref());
-        }
-        Operation::create(if size < 0 { Kind::ReadAll } else { Kind::Read }, slf, None, size)
+    /// Gives a subclass that overrides none of them its own raw methods.
+    #[classmethod]
+    fn _own_methods(cls: &Bound<'_, PyType>) -> PyResult<()> {
+        crate::ffi::streams::install_reader(cls)
     }
+
+    // ---- reading; read() and readline() are in `ffi::streams`
 
     /// Read exactly n bytes; IncompleteReadError when the end comes before.
     #[pyo3(signature = (n))]
@@ -272,14 +288,6 @@ impl StreamReader {
             }
             _ => stock(slf, "readexactly", Some(n)),
         }
-    }
-
-    /// Read up to and including a newline, or to the end; ValueError when that is beyond the limit.
-    fn readline<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        if has_own(slf, &["readuntil"])? {
-            return stock(slf, "readline", None);
-        }
-        Operation::create(Kind::ReadLine, slf, None, 0)
     }
 
     /// Read up to and including the separator, or from Python 3.13 on the first of several in a tuple.

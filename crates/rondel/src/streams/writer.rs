@@ -3,15 +3,14 @@
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::Attribute;
-use super::operation::{Kind, Step};
+use super::operation::Step;
 use super::reader::StreamReader;
 use crate::ffi::confined::Confined;
 use crate::ffi::lookup;
-use crate::ffi::operation::Operation;
 use crate::imports;
 use crate::transport::socket::SocketTransport;
 use crate::transport::writing;
@@ -55,8 +54,9 @@ impl StreamWriter {
 }
 
 /// `drain()`: done at once unless the protocol was asked to pause, the connection is closing or lost.
-/// Then asyncio's own does the rest.
-pub fn drain<'py>(writer: &Bound<'py, PyAny>) -> PyResult<Step<'py>> {
+/// Then asyncio's own does the rest. Who writes much without ever having to wait gives way once in a
+/// while, as `sleep(0)` does.
+pub fn drain<'py>(writer: &Bound<'py, PyAny>, gave_way: bool) -> PyResult<Step<'py>> {
     let py = writer.py();
     let state = writer.cast::<StreamWriter>()?.get().state.get(py);
     if let Some(reader) = state.reader.value(py) {
@@ -74,7 +74,11 @@ pub fn drain<'py>(writer: &Bound<'py, PyAny>) -> PyResult<Step<'py>> {
     let transport = state.transport.get(py, CLASS, "_transport")?;
     let protocol = state.protocol.get(py, CLASS, "_protocol")?;
     if !is_closing(&transport)? && has_room(&protocol)? {
-        return Ok(Step::Done(py.None().into_bound(py)));
+        let none = py.None().into_bound(py);
+        let gives_way = !gave_way
+            && (transport.cast_exact::<SocketTransport>())
+                .is_ok_and(|socket| writing::gives_way(socket.get().stream(py)));
+        return Ok(if gives_way { Step::Wait(none) } else { Step::Done(none) });
     }
     let rest = imports::stream_writer(py)?.call_method1(intern!(py, "drain"), (writer,))?;
     Ok(Step::Delegate(rest, Ok(())))
@@ -92,6 +96,16 @@ fn has_room(protocol: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
     let clear = |name| PyResult::Ok(!protocol.getattr(name)?.is_truthy()?);
     Ok(clear(intern!(py, "_connection_lost"))? && clear(intern!(py, "_paused"))?)
+}
+
+/// `write(data)`
+pub fn write(writer: &Bound<'_, StreamWriter>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = data.py();
+    let transport = writer.get().its_transport(py)?;
+    match socket(&transport) {
+        Some(socket) => writing::write(socket, data),
+        None => transport.call_method1(intern!(py, "write"), (data,)).map(drop),
+    }
 }
 
 #[pymethods]
@@ -117,25 +131,16 @@ impl StreamWriter {
         state.event_loop.set(event_loop);
     }
 
-    /// Send data; never blocks, what cannot be sent now is queued: await drain() afterwards.
-    fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let py = data.py();
-        let transport = self.its_transport(py)?;
-        match socket(&transport) {
-            Some(socket) => writing::write(socket, data),
-            None => transport.call_method1(intern!(py, "write"), (data,)).map(drop),
-        }
+    /// Gives a subclass that overrides none of them its own raw methods.
+    #[classmethod]
+    fn _own_methods(cls: &Bound<'_, PyType>) -> PyResult<()> {
+        crate::ffi::streams::install_writer(cls)
     }
 
     /// Send the items of an iterable of bytes-like objects.
     fn writelines(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let transport = self.its_transport(data.py())?;
         transport.call_method1(intern!(data.py(), "writelines"), (data,)).map(drop)
-    }
-
-    /// Wait until there is room for more.
-    fn drain<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Operation::create(Kind::Drain, slf, None, 0)
     }
 
     /// Close the connection once everything is sent.

@@ -77,6 +77,7 @@ fn read_a_share(
     to_the_end: bool,
 ) -> PyResult<()> {
     stream.read_size.begin_turn();
+    stream.written.set(0);
     for _ in 0..READS_PER_TURN {
         if !stream.is_reading() {
             return Ok(());

@@ -92,6 +92,9 @@ pub struct Stream {
     pub read_size: ReadSize,
 
     pub queue: RefCell<WriteQueue<Chunk>>,
+    /// How many bytes were written since something was received, less the shares for which the writer
+    /// has given way; see [`writing::gives_way`].
+    pub written: Cell<usize>,
     /// write_eof() was called.
     pub write_ended: Cell<bool>,
     /// The callback (by its number) that wrote last, and whether it wrote more than once.
@@ -197,6 +200,7 @@ impl SocketTransport {
             read_ended: Cell::new(false),
             read_scheduled: Cell::new(false),
             read_size: ReadSize::default(),
+            written: Cell::new(0),
             queue: RefCell::default(),
             write_ended: Cell::new(false),
             last_writer: Cell::new((u64::MAX, false)),
