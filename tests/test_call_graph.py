@@ -155,6 +155,23 @@ def test_a_task_inside_a_method_of_the_loop(run: Run, loop: asyncio.AbstractEven
     run(main)
 
 
+def test_print_of_a_native_wait(rondel: Any) -> None:
+    async def main() -> None:
+        queue = rondel.Queue()
+
+        async def taking() -> None:
+            await queue.get()
+
+        task = asyncio.create_task(taking())
+        await turns(2)
+        out = io.StringIO()
+        asyncio.print_call_graph(task, file=out)
+        assert "async test_print_of_a_native_wait.<locals>.main.<locals>.taking()" in out.getvalue()
+        task.cancel()
+
+    rondel.run(main())
+
+
 # ---- from outside of the process
 
 

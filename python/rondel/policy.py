@@ -35,7 +35,8 @@ def install() -> None:
     creates no loop any more from Python 3.14 on, install() makes it do so there as well, which is
     what "works wherever asyncio's own does" needs. ``asyncio.open_connection()``,
     ``asyncio.start_server()`` and their Unix counterparts make native streams on rondel's loops.
-    ``asyncio.Queue()``, the other queues and ``asyncio.Lock()`` make native objects, on every loop.
+    ``asyncio.Queue()``, the other queues and ``asyncio.Lock()`` make native objects, on every loop,
+    and ``asyncio.sleep(0)`` is a native coroutine.
     Calling it twice has no further effect.
     """
     global _replaced
@@ -49,7 +50,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo install(): asyncio uses the policy, streams, queues and locks it had before."""
+    """Undo install(): asyncio uses the policy, streams, queues, locks and sleep it had before."""
     global _replaced
     streams.uninstall()
     sync.uninstall()

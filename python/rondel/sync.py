@@ -1,4 +1,4 @@
-"""asyncio's queues and locks, native.
+"""asyncio's queues and locks, and ``sleep(0)``, native.
 
 Like the streams, each class has two bases: a native one for what happens often, and asyncio's own
 class, whose code does everything else. They work on every event loop.
@@ -7,6 +7,7 @@ class, whose code does everything else. They work on every event loop.
 import asyncio
 import asyncio.mixins
 import asyncio.queues
+import asyncio.tasks
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -107,11 +108,14 @@ _CLASSES: dict[type, type] = {
     _StockLock: Lock,
 }
 
+_stock_sleep: Any = asyncio.tasks.sleep
+_sleep: Any = _rondel.native_sleep(_stock_sleep)
+
 _installed = False
 
 
 def install() -> None:
-    """Make asyncio's classes give native objects.
+    """Make asyncio's classes give native objects, and ``asyncio.sleep(0)`` a native coroutine.
 
     The classes themselves stay, so that ``isinstance`` and subclasses are what they were. Only
     what is made by calling a class of asyncio's own is native, wherever its name was imported.
@@ -121,6 +125,7 @@ def install() -> None:
         for stock, native in _CLASSES.items():
             if "__new__" not in vars(stock):
                 stock.__new__ = _maker(stock, native)  # type: ignore[method-assign]
+    _replace_sleep(_stock_sleep, _sleep)
     _installed = True
 
 
@@ -131,7 +136,15 @@ def uninstall() -> None:
     a class without one once it has had one.
     """
     global _installed
+    _replace_sleep(_sleep, _stock_sleep)
     _installed = False
+
+
+def _replace_sleep(old: Any, new: Any) -> None:
+    """What somebody else has put there stays."""
+    for module in (asyncio, asyncio.tasks):
+        if module.sleep is old:
+            module.sleep = new  # type: ignore[attr-defined]
 
 
 def _maker(stock: Any, native: Any) -> Callable[..., Any]:

@@ -94,6 +94,8 @@ fn _rondel(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<streams::reader::StreamReader>()?;
     module.add_class::<streams::writer::StreamWriter>()?;
     module.add("StreamOperation", ffi::operation::create_type(py)?)?;
+    module.add("Sleep", ffi::sleep::create_type(py)?)?;
+    module.add_function(wrap_pyfunction!(ffi::sleep::native_sleep, module)?)?;
     module.add_class::<http::connection::Connection>()?;
     module.add_class::<http::digest::Digest>()?;
     module.add_class::<http::http2::connection::Http2Connection>()?;

@@ -5,7 +5,7 @@
 //! shorten that: the loop would take it back before the other thread is awake, whose wait would then
 //! begin anew. So the loop really waits a moment, but only when another thread has just woken up:
 //! the processor time of all other threads tells, at the price of two system calls per
-//! [`LOOK_INTERVAL`]. A thread that then keeps the GIL computes rather than waits for something, and
+//! [`LOOK_INTERVAL`], or at each poll while such threads come. A thread that then keeps the GIL computes rather than waits for something, and
 //! has to ask like any other until the loop has had its share.
 
 use std::cell::Cell;
@@ -16,6 +16,8 @@ use rondel_reactor::clock;
 
 /// Nanoseconds between two looks at the other threads.
 const LOOK_INTERVAL: u64 = 250_000;
+/// So many polls look after one that found another thread awake: it may wait for the GIL again soon.
+const ATTENTIVE: u32 = 400;
 /// Nanoseconds of processor time that say that another thread was awake. Waking up takes as long.
 const AWAKE: u64 = 3_000;
 /// How long the loop waits at a time for the other thread to wake up, and how often. The system
@@ -50,6 +52,8 @@ pub struct Sharing {
     released: Cell<u64>,
     next_look: Cell<u64>,
     awake_in_a_row: Cell<u32>,
+    /// How many polls are still to look.
+    attentive: Cell<u32>,
     /// The processor time of the other threads at the last look; None when the loop has slept since.
     others: Cell<Option<u64>>,
 }
@@ -68,7 +72,9 @@ impl Sharing {
         if now < self.next_look.get() {
             return Offer::Keep;
         }
-        self.next_look.set(now + LOOK_INTERVAL);
+        let attentive = self.attentive.get();
+        self.attentive.set(attentive.saturating_sub(1));
+        self.next_look.set(now + if attentive > 0 { 0 } else { LOOK_INTERVAL });
         if crate::ffi::is_only_thread(py) {
             return Offer::Keep;
         }
@@ -102,7 +108,11 @@ impl Sharing {
         let computes = in_a_row >= AWAKE_IN_A_ROW
             || offer == Offer::Pause && now.saturating_sub(from) > COMPUTES;
         self.awake_in_a_row.set(if computes { 0 } else { in_a_row });
-        self.next_look.set(now + if computes { self.hold.get() } else { LOOK_INTERVAL });
+        if offer == Offer::Pause {
+            self.attentive.set(if computes { 0 } else { ATTENTIVE });
+        }
+        let interval = if self.attentive.get() > 0 { 0 } else { LOOK_INTERVAL };
+        self.next_look.set(now + if computes { self.hold.get() } else { interval });
         // What the other thread did meanwhile is no sign of another one that waits.
         self.others.set((offer == Offer::Pause).then(clock::other_threads_ns));
         now

@@ -18,6 +18,7 @@
 //! | `stop_iteration` | raising StopIteration with a value |
 //! | [`stepping`] | how an awaited object of ours hands its result to the interpreter |
 //! | [`operation`] | what a stream's coroutine methods return, as a raw object with a free list |
+//! | [`sleep`] | `asyncio.sleep` as such an operation where it only yields |
 //! | [`lookup`] | which function a method call would reach |
 //! | [`context`] | entering and leaving `contextvars.Context` |
 //! | [`shared_context`] | one copy of a context for many handles |
@@ -48,6 +49,7 @@ pub mod scheduling;
 #[cfg(target_os = "linux")]
 pub mod shared_buffer;
 pub mod shared_context;
+pub mod sleep;
 pub mod socket;
 pub mod stepping;
 mod stop_iteration;

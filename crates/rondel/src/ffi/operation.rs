@@ -193,6 +193,30 @@ unsafe fn finish(this: *mut OperationObject) {
     }
 }
 
+/// The usual steps of `sleep(0)`, which need nothing of PyO3.
+///
+/// # Safety
+/// As [`resume`].
+#[inline]
+unsafe fn pause(this: *mut OperationObject) -> Option<Sent> {
+    // SAFETY: by this function's contract. As long as it waits, that is for None.
+    unsafe {
+        match (*this).phase {
+            Phase::New if (*this).kind == Kind::Sleep => {
+                (*this).phase = Phase::Waiting;
+                (*this).waiting = itself(ffi::Py_None());
+                Some(Sent::Yielded(itself(ffi::Py_None())))
+            }
+            Phase::Waiting if (*this).kind == Kind::Sleep => {
+                let result = ptr::replace(&raw mut (*this).owner, ptr::null_mut());
+                finish(this);
+                Some(Sent::Returned(result))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Goes on, with what the driver answered.
 ///
 /// # Safety
@@ -281,8 +305,12 @@ fn delegate(inner: &Bound<'_, PyAny>, answer: PyResult<()>) -> PyResult<Sent> {
 unsafe extern "C" fn iternext(slf: *mut PyObject) -> *mut PyObject {
     // SAFETY: CPython calls the slot attached, with a live operation.
     unsafe {
+        let paused = pause(slf.cast());
+        if let Some(Sent::Yielded(none)) = paused {
+            return none;
+        }
         super::attached(|py| {
-            match resume(py, slf.cast(), Ok(())) {
+            match paused.map_or_else(|| resume(py, slf.cast(), Ok(())), Ok) {
                 Ok(Sent::Yielded(future)) => return future,
                 Ok(Sent::Returned(value)) => stop(py, value),
                 Err(error) => error.restore(py),
@@ -547,7 +575,8 @@ pub fn create_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
         getter(c"__name__", get_name),
         getter(c"__qualname__", get_qualname),
         getter(c"cr_running", get_running),
-        getter(c"cr_await", get_await),
+        // Not cr_await: asyncio.print_call_graph() would ask who has it for its frame.
+        getter(c"gi_yieldfrom", get_await),
         ffi::PyGetSetDef::default(),
     ]));
     let doc = c"What a coroutine method of a stream returns: to be awaited, once.";

@@ -31,6 +31,8 @@ pub enum Kind {
     /// `__anext__()`
     Next,
     Drain,
+    /// `asyncio.sleep(0)`: its owner is the result.
+    Sleep,
     /// Of a queue, a lock and so on.
     Sync(sync::Kind),
 }
@@ -45,6 +47,7 @@ impl Kind {
             Kind::ReadLine => "readline",
             Kind::Next => "__anext__",
             Kind::Drain => "drain",
+            Kind::Sleep => "sleep",
             Kind::Sync(kind) => kind.name(),
         }
     }
@@ -52,6 +55,7 @@ impl Kind {
     /// The same with its class.
     pub fn qualified_name(self) -> String {
         let class = match self {
+            Kind::Sleep => return self.name().to_owned(),
             Kind::Drain => "StreamWriter",
             Kind::Sync(kind) => kind.class(),
             _ => "StreamReader",
@@ -111,6 +115,8 @@ pub fn step<'py>(
             answer?;
             return writer::drain(&owner, waited.is_some());
         }
+        Kind::Sleep if waited.is_none() => return Ok(Step::Wait(py.None().into_bound(py))),
+        Kind::Sleep => return answer.map(|()| Step::Done(owner)),
         Kind::Sync(kind) => return sync::step(kind, &owner, operation, waited, answer),
         _ => {}
     }
