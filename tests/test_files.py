@@ -426,6 +426,8 @@ def test_closed_by_cancelled_tasks(run: Run, path: Path, no_descriptor_left: Non
             with pytest.raises(asyncio.CancelledError):
                 await task
                 raise asyncio.CancelledError  # it was done already
+        # What a thread opens from here on would be closed only when the loop runs again.
+        await asyncio.get_running_loop().shutdown_default_executor()
         async with asyncio.timeout(10):
             while open_fds() > before:
                 await asyncio.sleep(0.01)
