@@ -111,7 +111,7 @@ impl Waiting {
 }
 
 /// A coroutine that is implemented in Rust.
-#[pyclass(frozen, weakref, generic, freelist = 64, module = "rondel._rondel", name = "Coroutine")]
+#[pyclass(frozen, weakref, generic, module = "rondel._rondel", name = "Coroutine")]
 pub struct Coroutine {
     name: &'static str,
     rest: Confined<RefCell<Option<Rest>>>,
