@@ -1,7 +1,9 @@
 //! Memory that waits to be written again: of all files together, so that a program with many of them does
 //! not keep some for each, and finds it touched already.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
+
+use rondel_reactor::lock::lock;
 
 /// Up to this size memory is only as large as it has to be: many files are small.
 const SMALL: usize = 16 * 1024;
@@ -12,17 +14,13 @@ const KEPT: usize = 16;
 
 static MEMORY: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
-fn kept() -> MutexGuard<'static, Vec<Vec<u8>>> {
-    MEMORY.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Empty memory with room for so many bytes, and for some more.
 pub fn of_size(size: usize) -> Vec<u8> {
     if size > LARGE {
         return Vec::with_capacity(2 * size);
     }
     if size > SMALL {
-        return kept().pop().unwrap_or_else(|| Vec::with_capacity(LARGE));
+        return lock(&MEMORY).pop().unwrap_or_else(|| Vec::with_capacity(LARGE));
     }
     Vec::with_capacity(size.next_power_of_two())
 }
@@ -33,7 +31,7 @@ pub fn give_back(mut memory: Vec<u8>) {
         return;
     }
     memory.clear();
-    let mut kept = kept();
+    let mut kept = lock(&MEMORY);
     if kept.len() < KEPT {
         kept.push(memory);
     }
