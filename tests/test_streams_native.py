@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import rondel
 from streams import READERS, fed, made_by_hand, served
-from support import HOST, collected, turns, until
+from support import HOST, collected, counted_turns, turns, until
 
 Loop = asyncio.AbstractEventLoop
 Run = Callable[..., Any]
@@ -431,20 +431,11 @@ def test_drain_waits_while_the_peer_does_not_read(run: Run) -> None:
 def test_who_writes_without_having_to_wait_gives_way(run: Run) -> None:
     async def main() -> None:
         async with served() as ((_, writer), (there, _)):
-            turns_of_others = 0
-
-            async def others() -> None:
-                nonlocal turns_of_others
-                while True:
-                    turns_of_others += 1
-                    await asyncio.sleep(0)
-
-            other = asyncio.create_task(others())
-            for _ in range(8):
-                writer.write(bytes(65536))
-                await writer.drain()
-            assert turns_of_others >= 6
-            other.cancel()
+            async with counted_turns() as turns_of_others:
+                for _ in range(8):
+                    writer.write(bytes(65536))
+                    await writer.drain()
+                assert turns_of_others() >= 6
             await there.readexactly(8 * 65536)
 
     run(main)
